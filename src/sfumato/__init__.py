@@ -1,0 +1,41 @@
+"""sfumato: one denoiser that makes images, step by step out of noise, and softens what fools a classifier.
+
+>>> import sfumato                                                              # doctest: +SKIP
+>>> generator = sfumato.train("fashion-mnist", "runs/fashion", minutes=15)      # doctest: +SKIP
+>>> pixels = generator.sample(16, "sneaker")   # (16, 1, 28, 28) in [0, 1]      # doctest: +SKIP
+"""
+
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from sfumato.data import load
+    from sfumato.errors import InputError
+    from sfumato.generator import Generator
+    from sfumato.guidance import Guidance
+    from sfumato.ladder import Ladder
+    from sfumato.metrics import evaluate
+    from sfumato.training import train, training_steps
+
+__version__ = "0.1.0"
+__all__ = ["Generator", "Guidance", "InputError", "Ladder", "evaluate", "load", "train", "training_steps"]
+
+_HOMES = {
+    "Generator": "generator",
+    "Guidance": "guidance",
+    "InputError": "errors",
+    "Ladder": "ladder",
+    "evaluate": "metrics",
+    "load": "data",
+    "train": "training",
+    "training_steps": "training",
+}
+
+
+def __getattr__(name: str) -> Any:
+    """Import the public names when they are first used: ``import sfumato`` alone costs milliseconds."""
+    if name not in _HOMES:
+        raise AttributeError(f"module 'sfumato' has no attribute {name!r}")
+    return getattr(importlib.import_module(f"sfumato.{_HOMES[name]}"), name)

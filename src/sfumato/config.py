@@ -1,0 +1,176 @@
+"""What defines a model and its training: one frozen record, presets by image size, and settings by name."""
+
+from __future__ import annotations
+
+import inspect
+import typing
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field, fields, replace
+from typing import Any
+
+from sfumato.denoisers import NETWORKS, SHARING, Denoiser
+from sfumato.errors import InputError, nearest
+from sfumato.ladder import WEIGHTS, Ladder
+
+TARGETS = ("x", "z_next")
+LEVELS = ("uniform", "logit-normal")
+
+
+@dataclass(frozen=True)
+class Config:
+    """Every choice that shapes a model, apart from the data and the budget; see ``PRESETS`` for the defaults by size."""
+
+    # the ladder
+    stages: int = 3
+    jumps: tuple[float, ...] = ()
+    plain: tuple[float, ...] = ()
+    # the denoiser
+    network: str = "unet"
+    options: Mapping[str, Any] = field(default_factory=dict)  # of the network: channels, blocks, patch, ...
+    sharing: str = "shared"  # one network for all, one a "stage", one a "rung"
+    rungs: tuple[int, ...] = ()  # rungs in each stage, for target z_next and sharing rung; () for a continuous chain
+    # what is learned
+    target: str = "x"  # regress the clean image, or the lecture's "z_next"
+    weights: str = "velocity"
+    levels: str = "uniform"  # how noise levels are drawn, in flow time
+    plain_share: float = 0.1  # of the training states, with their detail whole: they make one network serve defences too
+    drop: float = 0.1  # how often c is dropped
+    flip: bool = False  # mirror images at random
+    # how
+    batch: int = 128  # images of the finest stage in a step
+    mix: tuple[float, ...] = ()  # images of each stage for one of the finest, coarse first; () is 1 each
+    learning_rate: float = 2e-3
+    warmup: float = 0.02  # share of the budget
+    decay: float = 0.5  # share of the budget, at its end, in which the learning rate falls to 0
+    weight_decay: float = 0.01
+    clip: float = 1.0  # largest gradient norm
+    ema: float = 0.05  # width of the averaging over weights, as a share of the training so far (EDM2's sigma_rel)
+    precision: str = "auto"  # bf16 or float32
+
+    def __post_init__(self) -> None:
+        for value, known, what in (
+            (self.network, tuple(NETWORKS), "network"),
+            (self.sharing, SHARING, "sharing"),
+            (self.target, TARGETS, "target"),
+            (self.weights, tuple(WEIGHTS), "loss weight"),
+            (self.levels, LEVELS, "levels"),
+            (self.precision, ("auto", "bf16", "float32"), "precision"),
+        ):
+            if value not in known:
+                raise InputError(f"unknown {what} {value!r}: {nearest(value, known)}")
+        for name, low, high in (
+            ("drop", 0, 1), ("plain_share", 0, 0.9), ("warmup", 0, 1), ("decay", 0, 1), ("weight_decay", 0, 1),
+        ):  # fmt: skip
+            if not low <= getattr(self, name) <= high:
+                raise InputError(f"{name}={getattr(self, name)} is impossible: give a number from {low} to {high}")
+        for name in ("batch", "learning_rate", "clip", "ema"):
+            if not getattr(self, name) > 0:
+                raise InputError(f"{name}={getattr(self, name)} is impossible: give a number over 0")
+        if self.mix and (len(self.mix) != self.stages or min(self.mix) <= 0):
+            raise InputError(f"mix={self.mix} does not fit {self.stages} stages: give one number over 0 for each")
+        if self.target == "z_next" and not self.rungs:
+            raise InputError("target=z_next needs rungs=, the number of rungs in each stage, such as rungs=4,4")
+
+    def ladder(self, size: tuple[int, int], channels: int) -> Ladder:
+        """The ladder over images of this size."""
+        return Ladder(size, channels, self.stages, self.jumps, self.plain)
+
+    def denoiser(self, ladder: Ladder, classes: int, **rms: Any) -> Denoiser:
+        """A new denoiser (``rms``: smooth_rms and sharp_rms of the data)."""
+        return Denoiser(ladder, classes, self.network, self.options, self.sharing, self.rungs, **rms)
+
+    def with_settings(self, settings: Mapping[str, str]) -> Config:
+        """Settings given as text (``--set key=value``); a network's own options count as keys too."""
+        config = self
+        if "network" in settings and settings["network"] != config.network:
+            config = replace(config, network=settings["network"], options={})
+        own = {f.name: f for f in fields(Config) if f.name != "options"}
+        parameters = inspect.signature(NETWORKS.find(config.network)).parameters
+        options = {name: p.default for name, p in parameters.items() if p.default is not inspect.Parameter.empty}
+        hints = typing.get_type_hints(Config)
+        changes: dict[str, Any] = {}
+        changed_options = dict(config.options)
+        for key, text in settings.items():
+            if key in own:
+                changes[key] = _parse(key, text, hints[key], getattr(config, key))
+            elif key in options:
+                changed_options[key] = _parse(key, text, type(options[key]), options[key])
+            else:
+                raise InputError(f"unknown setting {key!r}: {nearest(key, [*own, *options])}")
+        return replace(config, options=changed_options, **changes)
+
+    def to_json(self) -> dict[str, Any]:
+        """Plain lists, numbers and texts; ``from_json`` is the inverse."""
+        return {k: list(v) if isinstance(v, tuple) else v for k, v in asdict(self).items()}
+
+    @staticmethod
+    def from_json(stored: Mapping[str, Any]) -> Config:
+        known = {f.name for f in fields(Config)}
+        if unknown := set(stored) - known:
+            raise InputError(f"the configuration holds {sorted(unknown)}, which this version of sfumato does not know")
+        return Config(**{k: tuple(v) if isinstance(v, list) else v for k, v in stored.items()})
+
+
+def _parse(key: str, text: str, kind: Any, default: Any) -> Any:
+    """Text to the type of a setting: numbers, words, true/false, and tuples of numbers joined by commas."""
+    try:
+        if typing.get_origin(kind) is tuple or kind in (tuple, list):
+            whole = typing.get_args(kind)[:1] == (int,) or (default and isinstance(default[0], int))
+            return tuple((int if whole else float)(part) for part in text.split(",") if part.strip())
+        if kind is bool:
+            return {"true": True, "yes": True, "1": True, "false": False, "no": False, "0": False}[text.lower()]
+        return kind(text)
+    except (ValueError, KeyError):
+        name = {bool: "true or false", int: "a whole number", float: "a number"}.get(kind, "numbers joined by commas")
+        raise InputError(f"setting {key}={text!r} cannot be read: give {name}") from None
+
+
+@dataclass(frozen=True)
+class Preset:
+    """Widths and depths by level, innermost first; the rest follows from the size of the images."""
+
+    up_to: int  # px, the larger side for which this preset is picked by itself
+    channels: tuple[int, ...]
+    blocks: tuple[int, ...]
+    patch: int
+    changes: Mapping[str, Any] = field(default_factory=dict)
+
+
+PRESETS: dict[str, Preset] = {
+    "tiny": Preset(12, (96, 64), (2, 1), 2),
+    "small": Preset(40, (128, 64), (2, 2), 2),
+    "medium": Preset(80, (192, 128, 64), (2, 2, 2), 2, {"batch": 64}),
+    "large": Preset(160, (384, 256, 128), (3, 3, 2), 4, {"batch": 64, "learning_rate": 5e-4}),
+    "huge": Preset(256, (512, 384, 192, 128), (4, 3, 2, 2), 4, {"batch": 32, "learning_rate": 3e-4}),
+}
+COARSEST = 7  # px: stages and levels halve down to this, not further
+
+
+def preset(size: tuple[int, int], name: str | None = None) -> Config:
+    """The defaults for images of (height, width) pixels; ``name`` overrides the choice by size."""
+    if name is not None and name not in PRESETS:
+        raise InputError(f"unknown preset {name!r}: {nearest(name, PRESETS)}")
+    chosen = PRESETS[name] if name else next((p for p in PRESETS.values() if max(size) <= p.up_to), None)
+    if chosen is None:
+        raise InputError(f"images of {size[0]}x{size[1]} are too large for the presets: give --size 256 or less")
+    if min(size) < 4 or size[0] % 2 or size[1] % 2:
+        raise InputError(f"images of {size[0]}x{size[1]} do not work: both sides must be even, and 4 pixels or more")
+    stages = 1 + _halvings(size, COARSEST if max(size) > 12 else 4)
+    patch = chosen.patch
+    while size[0] % patch or size[1] % patch:
+        patch //= 2
+    grid = size[0] // patch, size[1] // patch
+    levels = min(1 + _halvings(grid, COARSEST if max(size) > 12 else 2), len(chosen.channels))
+    # Every stage must fit a level, the coarsest too: with fewer levels than that, it is the stages that go.
+    while stages > 1 and min(size) >> (stages - 1) < min(grid) >> (levels - 1):
+        stages -= 1
+    options = {"channels": chosen.channels[:levels][::-1], "blocks": chosen.blocks[:levels][::-1], "patch": patch}
+    return Config(stages=stages, options=options, **chosen.changes)
+
+
+def _halvings(size: tuple[int, int], smallest: int) -> int:
+    """How often both sides can be halved and stay whole and at least ``smallest``."""
+    count = 0
+    while all(side % 2 ** (count + 1) == 0 and side >> (count + 1) >= smallest for side in size):
+        count += 1
+    return count

@@ -1,0 +1,22 @@
+"""Data: images with labels, from built-in sets, folders, .npz files and the Hub, decoded once into memory maps.
+
+>>> from sfumato.data import load
+>>> digits = load("digits")
+>>> len(digits), digits.size, digits.channels, digits.classes[:3]
+(1497, (8, 8), 1, ('0', '1', '2'))
+>>> tuple(digits.pixels([0, 1]).shape)
+(2, 1, 8, 8)
+"""
+
+from __future__ import annotations
+
+import sfumato.data.builtin  # noqa: F401  (enters the built-in sets into SOURCES)
+from sfumato.data.cache import cache_folder
+from sfumato.data.check import Report, check, preview
+from sfumato.data.fit import fit_array, suggest_size
+from sfumato.data.imageset import ImageSet
+from sfumato.data.sources import SOURCES, SPLITS, load
+
+__all__ = [
+    "SOURCES", "SPLITS", "ImageSet", "Report", "cache_folder", "check", "fit_array", "load", "preview", "suggest_size",
+]  # fmt: skip

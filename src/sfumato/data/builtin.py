@@ -1,0 +1,101 @@
+"""The sets that are there by name."""
+
+from __future__ import annotations
+
+import gzip
+import os
+import struct
+import zlib
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+
+from sfumato.data.imageset import ImageSet
+from sfumato.data.sources import SOURCES, cached_set, file_identity
+from sfumato.errors import InputError
+
+_DEBIAN = Path("/usr/share/datasets/fashion-mnist")  # where Debian's package dataset-fashion-mnist puts its files
+_FASHION_CLASSES = (
+    "t-shirt", "trouser", "pullover", "dress", "coat", "sandal", "shirt", "sneaker", "bag", "ankle boot",
+)  # fmt: skip
+_FASHION_ON_HUB = "hf:zalando-datasets/fashion_mnist"
+_CIFAR10_ON_HUB = "hf:uoft-cs/cifar10"
+
+
+@SOURCES.add("digits")
+def digits(split: str) -> ImageSet:
+    """scikit-learn's 1,797 handwritten digits: 8x8, grey, 10 classes; a fixed 1,497 for training and 300 for test."""
+    from sklearn.datasets import load_digits
+
+    raw = load_digits()
+    images = np.rint(raw["images"] * (255 / 16)).astype(np.uint8)[..., None]  # (1797, 8, 8, 1), given as 0..16
+    order = np.random.RandomState(0).permutation(len(images))  # this generator's numbers never change between versions
+    chosen = order[:1497] if split == "train" else order[1497:]
+    labels = raw["target"].astype(np.int64)[chosen]
+    return ImageSet(images[chosen], labels, tuple(str(name) for name in raw["target_names"]), "digits", split)
+
+
+@SOURCES.add("fashion-mnist")
+def fashion_mnist(split: str) -> ImageSet:
+    """Zalando's 60,000 + 10,000 articles of clothing: 28x28, grey, 10 classes (Xiao, Rasul and Vollgraf 2017).
+
+    Read from the four IDX files in the folder that $SFUMATO_FASHION_MNIST names, or of Debian's package, else from the Hub.
+    """
+    chosen = os.environ.get("SFUMATO_FASHION_MNIST")
+    folder = Path(chosen).expanduser() if chosen else _DEBIAN
+    start = "train" if split == "train" else "t10k"
+    files = [folder / f"{start}-images-idx3-ubyte.gz", folder / f"{start}-labels-idx1-ubyte.gz"]
+    if missing := [file for file in files if not file.is_file()]:
+        if chosen:
+            raise InputError(f"SFUMATO_FASHION_MNIST: {str(missing[0])!r} is missing; name the folder of the four IDX .gz files")
+        hint = "install the Debian package dataset-fashion-mnist, or `pip install sfumato[hub]` with a network"
+        data = _from_hub(_FASHION_ON_HUB, split, "fashion-mnist", hint)
+        return replace(data, classes=_FASHION_CLASSES)
+
+    def read() -> ImageSet:
+        images, labels = read_idx(files[0]), read_idx(files[1])
+        if images.ndim != 3 or labels.shape != images.shape[:1]:
+            raise InputError(f"{str(files[0])!r} and {files[1].name!r} do not belong together: get the four files anew")
+        return ImageSet(images[..., None], labels.astype(np.int64), _FASHION_CLASSES, "fashion-mnist", split)
+
+    return cached_set(read, ["fashion-mnist", str(folder), split], file_identity(*files))
+
+
+@SOURCES.add("cifar10")
+def cifar10(split: str) -> ImageSet:
+    """50,000 + 10,000 photographs: 32x32, colour, 10 classes (Krizhevsky 2009).
+
+    Read from the .npz that $SFUMATO_CIFAR10 names (x_train, y_train, x_test, y_test, classes), else from the Hub.
+    """
+    if chosen := os.environ.get("SFUMATO_CIFAR10"):
+        from sfumato.data.npz import load_npz
+
+        path = Path(chosen).expanduser()
+        if not path.is_file():
+            raise InputError(f"SFUMATO_CIFAR10: {chosen!r} does not exist; name an .npz with x_train, y_train, x_test, y_test")
+        return replace(load_npz(path, split=split), name="cifar10")
+    hint = "name an .npz in SFUMATO_CIFAR10, or `pip install sfumato[hub]` with a network"
+    return _from_hub(_CIFAR10_ON_HUB, split, "cifar10", hint)
+
+
+def read_idx(path: Path) -> np.ndarray:
+    """The uint8 array of one gzipped IDX file (LeCun's format); InputError when it is damaged."""
+    try:
+        data = gzip.decompress(path.read_bytes())
+        zeros, kind, axes = struct.unpack_from(">HBB", data)
+        shape = struct.unpack_from(f">{axes}I", data, 4)
+        if (zeros, kind) != (0, 8):
+            raise ValueError("not an IDX file of bytes")
+        return np.frombuffer(data, np.uint8, offset=4 + 4 * axes).reshape(shape)
+    except (OSError, EOFError, ValueError, struct.error, zlib.error) as error:
+        raise InputError(f"{str(path)!r} cannot be read ({error}): get the file anew") from error
+
+
+def _from_hub(source: str, split: str, name: str, hint: str) -> ImageSet:
+    from sfumato.data.hub import load_hub
+
+    try:
+        return replace(load_hub(source, split=split), name=name)
+    except InputError as error:
+        raise InputError(f"{name} is not on this machine: {hint} ({error})") from error

@@ -1,0 +1,197 @@
+"""What is in a data source, before anything is trained on it: a report and a preview picture."""
+
+from __future__ import annotations
+
+import hashlib
+import warnings
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from statistics import median
+from typing import Any
+
+import numpy as np
+from PIL import Image, ImageDraw, ImageFont
+
+from sfumato.data.decode import Decoded, Progress
+from sfumato.data.fit import Size, check_fit, check_size, suggest_size
+from sfumato.data.imageset import ImageSet
+from sfumato.data.sources import SOURCES, SPLITS, existing, load
+from sfumato.pictures import grid, on_white
+
+_MODES = {1: "L", 3: "RGB", 4: "RGBA"}
+_ROWS, _COLUMNS = 12, 12  # of a preview
+
+
+@dataclass(frozen=True)
+class Report:
+    """What ``check`` found. Sizes are (width, height) as stored in the files; ``suggested_size`` is (H, W)."""
+
+    name: str
+    count: int  # readable images
+    classes: dict[str, int]  # images by class, over both splits; empty when unlabelled
+    splits: dict[str, int]  # images by split
+    shared: bool  # True: too few images for a test split, the same ones serve as both
+    smallest: tuple[int, int]  # by the shorter side
+    median: tuple[float, float]  # of the widths and of the heights
+    largest: tuple[int, int]
+    common_sizes: list[tuple[tuple[int, int], int]]  # the five most common, with their counts
+    modes: dict[str, int]  # Pillow's names: L grey, RGB, P palette, ...
+    channels: int  # after decoding
+    unreadable: list[tuple[str, str]]  # (name, why), all of them
+    duplicates: int  # images whose pixels are those of another one
+    suggested_size: tuple[int, int]  # (H, W) that is used when none is given
+    remarks: list[str]  # what else is not used, and why
+
+    def lines(self) -> list[str]:
+        """The report for people, a fact a line."""
+        text = [f"{self.name}: {self.count} images"]
+        text[0] += f", {len(self.classes)} classes" if self.classes else ", no labels"
+        parts = ", ".join(f"{count} {split}" for split, count in self.splits.items())
+        text.append("splits: " + ("one for training and test alike (too few images to share out)" if self.shared else parts))
+        if len(self.common_sizes) == 1:
+            text.append(f"sizes: all {_by(self.smallest)}")
+        else:
+            common = ", ".join(f"{_by(size)} ({count})" for size, count in self.common_sizes)
+            text.append(f"sizes: {_by(self.smallest)} to {_by(self.largest)}, median {_by(self.median)}; most common {common}")
+        text.append("modes: " + ", ".join(f"{mode} ({count})" for mode, count in self.modes.items()))
+        text.append(f"default: {self.suggested_size[1]}x{self.suggested_size[0]}, {self.channels} channel(s)")
+        text += [f"class {name}: {count}" for name, count in self.classes.items()]
+        if self.duplicates:
+            text.append(f"duplicates: {self.duplicates} images repeat another one pixel by pixel")
+        if self.unreadable:
+            text.append(f"unreadable: {len(self.unreadable)}")
+            text += [f"  {name}: {why}" for name, why in self.unreadable]
+        return text + [f"note: {remark}" for remark in self.remarks]
+
+    def to_json(self) -> dict[str, Any]:
+        """The same as plain dictionaries, lists, numbers and strings."""
+        return asdict(self)
+
+
+def check(
+    source: str | Path | ImageSet, *, size: int | tuple[int, int] | None = None, fit: str = "crop",
+    progress: Progress | None = None,
+) -> Report:  # fmt: skip
+    """Decode all of ``source`` and report on it; ``size``, ``fit``, ``progress`` and errors as in :func:`load`.
+
+    What is decoded stays in the cache: training with the same size and fit starts at once.
+    """
+    wanted = None if size is None else check_size(size)
+    decoded = _decoded(source, wanted, check_fit(fit), progress)
+    if decoded is not None:
+        return _of_files(_name(source), decoded)
+    sets = [source] if isinstance(source, ImageSet) else [load(source, split=split, size=size, fit=fit) for split in SPLITS]
+    return _of_arrays(sets, wanted)
+
+
+def preview(
+    source: str | Path | ImageSet, *, size: int | tuple[int, int] | None = None, fit: str = "crop",
+    progress: Progress | None = None,
+) -> Image.Image:  # fmt: skip
+    """Training images as they are fed to a model: a row of 12 a class, at most 12 classes; without labels a square of them."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # the report says it better
+        data = load(source, size=size, fit=fit, progress=progress)
+    if data.labels is None or not data.classes:
+        return grid(np.asarray(data.images[: _ROWS * _COLUMNS]))
+    rows = {data.classes[i]: np.flatnonzero(data.labels == i)[:_COLUMNS] for i in range(len(data.classes))}
+    rows = dict([(name, found) for name, found in rows.items() if len(found)][:_ROWS])
+    height, width = data.size
+    sheet = np.full((len(rows) * _COLUMNS, height, width, 1 if data.channels == 1 else 3), 255, np.uint8)
+    for r, found in enumerate(rows.values()):
+        sheet[r * _COLUMNS : r * _COLUMNS + len(found)] = on_white(np.asarray(data.images[found]))
+    return _named_rows(grid(sheet, columns=_COLUMNS), list(rows))
+
+
+def _named_rows(picture: Image.Image, names: Sequence[str]) -> Image.Image:
+    """The class names to the left of the rows."""
+    font = ImageFont.load_default()
+    short = [name if len(name) <= 24 else name[:23] + "~" for name in names]
+    short = [name.encode("ascii", "replace").decode() for name in short]  # Pillow's own font knows little more
+    margin = int(max(font.getlength(name) for name in short)) + 12
+    named = Image.new(picture.mode, (picture.width + margin, picture.height), "white")
+    named.paste(picture, (margin, 0))
+    for row, name in enumerate(short):
+        y = round((row + 0.5) * picture.height / len(short))
+        ImageDraw.Draw(named).text((6, y - 6), name, fill="black", font=font)
+    return named
+
+
+def _decoded(source: str | Path | ImageSet, size: Size | None, fit: str, progress: Progress | None) -> Decoded | None:
+    """``source`` decoded when it is made of files; None when it is arrays already."""
+    if isinstance(source, ImageSet) or (isinstance(source, str) and source in SOURCES):
+        return None
+    if str(source).startswith("hf:"):
+        from sfumato.data.hub import decode_hub
+
+        return decode_hub(str(source), size, fit, progress)
+    path = existing(source)
+    if path.is_file():
+        return None
+    from sfumato.data.folder import decode_folder
+
+    return decode_folder(path, size, fit, progress)
+
+
+def _of_files(name: str, decoded: Decoded) -> Report:
+    notes = decoded.notes
+    sizes = [(int(w), int(h)) for w, h in notes["sizes"]]
+    counts = Counter(decoded.labels.tolist())
+    return Report(
+        name=name,
+        count=len(sizes),
+        classes={label: counts[i] for i, label in enumerate(decoded.classes)},
+        splits={"train": len(sizes)} if notes["shared"] else _without_empty(notes["train"], len(sizes) - notes["train"]),
+        shared=notes["shared"],
+        smallest=min(sizes, key=lambda s: (min(s), s)),
+        median=(median(w for w, _ in sizes), median(h for _, h in sizes)),
+        largest=max(sizes, key=lambda s: (min(s), s)),
+        common_sizes=Counter(sizes).most_common(5),
+        modes=notes["modes"],
+        channels=decoded.images.shape[-1],
+        unreadable=[(entry, why) for entry, why in notes["unreadable"]],
+        duplicates=notes["duplicates"],
+        suggested_size=suggest_size(sizes),
+        remarks=decoded.remarks,
+    )
+
+
+def _of_arrays(sets: Sequence[ImageSet], size: Size | None) -> Report:
+    first = sets[0]
+    shared = len(sets) == 2 and first.fingerprint() == sets[1].fingerprint()
+    sets = sets[:1] if shared else sets
+    height, width = first.size
+    counts = sum((Counter(s.labels.tolist()) for s in sets if s.labels is not None), Counter[int]())
+    seen = {hashlib.blake2b(image.tobytes(), digest_size=16).digest() for s in sets for image in s.images}
+    count = sum(len(s) for s in sets)
+    return Report(
+        name=first.name,
+        count=count,
+        classes={name: counts[i] for i, name in enumerate(first.classes)},
+        splits={s.split: len(s) for s in sets},
+        shared=shared,
+        smallest=(width, height),
+        median=(width, height),
+        largest=(width, height),
+        common_sizes=[((width, height), count)],
+        modes={_MODES[first.channels]: count},
+        channels=first.channels,
+        unreadable=[],
+        duplicates=count - len(seen),
+        suggested_size=size or first.size,
+        remarks=[],
+    )
+
+
+def _without_empty(train: int, test: int) -> dict[str, int]:
+    return {split: count for split, count in (("train", train), ("test", test)) if count}
+
+
+def _name(source: str | Path | ImageSet) -> str:
+    return str(source) if str(source).startswith("hf:") else Path(str(source)).expanduser().resolve().name
+
+
+def _by(size: tuple[float, float]) -> str:
+    return f"{size[0]:g}x{size[1]:g}"

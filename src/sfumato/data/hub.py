@@ -1,0 +1,100 @@
+"""Image sets of the Hugging Face Hub, through the package ``datasets``."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+from sfumato.data.decode import Decoded, Entry, Progress, decode_cached
+from sfumato.data.fit import Size
+from sfumato.data.imageset import ImageSet
+from sfumato.errors import InputError
+
+_TEST_NAMES = ("test", "validation", "valid", "val")
+
+
+def load_hub(
+    source: str, *, split: str = "train", size: Size | None = None, fit: str = "crop", progress: Progress | None = None
+) -> ImageSet:
+    """``hf:owner/name``: its first image column, and its first class-label column where it has one.
+
+    Without a test (or validation) split a fixed tenth of "train" is held out. Raises InputError when the package is not
+    installed, the set cannot be fetched, or it holds no images.
+    """
+    name = source.removeprefix("hf:")
+    return decode_hub(source, size, fit, progress).to_set(name, split, source)
+
+
+def decode_hub(source: str, size: Size | None, fit: str, progress: Progress | None = None) -> Decoded:
+    """Both splits of ``source`` decoded; the errors are those of :func:`load_hub`."""
+    name = source.removeprefix("hf:")
+    if not re.fullmatch(r"[\w.-]+/[\w.-]+", name):
+        raise InputError(f"data {source!r} is not of the form hf:owner/name: give for example hf:ylecun/mnist")
+    tables = _fetch(source, name)
+    entries: list[Entry] = []
+    classes: tuple[str, ...] = ()
+    for split, table in tables:
+        image_column, label_column = _columns(source, table)
+        if label_column is not None:
+            classes = tuple(table.features[label_column].names)
+        entries += _entries(table, image_column, label_column, split)
+    if not entries:
+        raise InputError(f"data {source!r} has no rows: choose another set")
+    identity = [[split, table._fingerprint, len(table)] for split, table in tables]
+    return decode_cached(source, ["hub", name], identity, entries, classes, size, fit, progress)
+
+
+def _entries(table: Any, image_column: str, label_column: str | None, split: str | None) -> list[Entry]:
+    labels = [None] * len(table) if label_column is None else list(table[label_column])
+    raw = table.select_columns([image_column]).cast_column(image_column, _undecoded())
+
+    def fetch(i: int) -> Callable[[], bytes]:
+        return lambda: _bytes(raw[i][image_column])
+
+    return [
+        Entry(f"{split or 'train'} row {i}", fetch(i), label if label is not None and label >= 0 else None, split)
+        for i, label in enumerate(labels)
+    ]
+
+
+def _fetch(source: str, name: str) -> list[tuple[str | None, Any]]:
+    """The tables by split; one of split None where the set has no test (or validation) split of its own."""
+    try:
+        import datasets  # pyright: ignore[reportMissingImports]  (an extra)
+    except ImportError as error:
+        raise InputError(
+            f"data {source!r} needs the package 'datasets': `pip install sfumato[hub]`, or give a folder or an .npz"
+        ) from error
+    try:
+        tables = datasets.load_dataset(name)
+    except Exception as error:  # no network, no such set, no right to it, a script that is not run: all the user's matter
+        reason = str(error).strip().split("\n")[0][:160]
+        raise InputError(f"data {source!r} cannot be fetched ({reason}): check the name and the network") from error
+    if not isinstance(tables, Mapping):
+        return [(None, tables)]
+    test = next((key for key in _TEST_NAMES if key in tables), None)
+    train = "train" if "train" in tables else next(iter(tables))
+    if test is None or test == train:
+        return [(None, tables[train])]
+    return [("train", tables[train]), ("test", tables[test])]
+
+
+def _columns(source: str, table: Any) -> tuple[str, str | None]:
+    kinds = {column: type(feature).__name__ for column, feature in table.features.items()}
+    images = [column for column, kind in kinds.items() if kind == "Image"]
+    labels = [column for column, kind in kinds.items() if kind == "ClassLabel"]
+    if not images:
+        raise InputError(f"data {source!r} has no image column (it has {', '.join(kinds)}): choose a set of images")
+    return images[0], labels[0] if labels else None
+
+
+def _undecoded() -> Any:
+    import datasets  # pyright: ignore[reportMissingImports]
+
+    return datasets.Image(decode=False)  # bytes: our own decoding is the one that survives damaged images
+
+
+def _bytes(cell: Mapping[str, Any]) -> bytes:
+    return cell["bytes"] if cell.get("bytes") is not None else Path(cell["path"]).read_bytes()

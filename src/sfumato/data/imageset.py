@@ -1,0 +1,85 @@
+"""ImageSet: what every data source gives and every consumer takes."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cached_property
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from sfumato.errors import InputError
+
+_CHUNK = 1024  # images read at once where a whole set is gone through: a memory map may be larger than the memory
+
+
+@dataclass(frozen=True, eq=False)
+class ImageSet:
+    """Images of one size with optional labels, usually backed by a memory map.
+
+    ``images``: (N, H, W, C) uint8, C in {1, 3, 4}. ``labels``: (N,) int64 indices into ``classes``, or None.
+    ``classes``: label names, () when unlabelled. ``name``: e.g. "fashion-mnist". ``split``: "train" or "test".
+    Raises InputError when these do not agree.
+    """
+
+    images: np.ndarray
+    labels: np.ndarray | None
+    classes: tuple[str, ...]
+    name: str
+    split: str
+
+    def __post_init__(self) -> None:
+        shape, kind = self.images.shape, self.images.dtype
+        if len(shape) != 4 or shape[-1] not in (1, 3, 4) or 0 in shape or kind != np.uint8:
+            raise InputError(f"data {self.name!r}: images must be (N, H, W, 1|3|4) uint8, not {shape} {kind}")
+        if self.labels is None:
+            return
+        if self.labels.shape != (len(self.images),) or self.labels.dtype != np.int64:
+            raise InputError(
+                f"data {self.name!r}: labels must be ({len(self.images)},) int64, "
+                f"not {self.labels.shape} {self.labels.dtype}"
+            )
+        if self.labels.min() < 0 or self.labels.max() >= len(self.classes):
+            raise InputError(
+                f"data {self.name!r}: labels run from {self.labels.min()} to {self.labels.max()}, "
+                f"but there are {len(self.classes)} class names"
+            )
+
+    def __len__(self) -> int:
+        return len(self.images)
+
+    @property
+    def size(self) -> tuple[int, int]:
+        """(H, W) in pixels."""
+        return self.images.shape[1], self.images.shape[2]
+
+    @property
+    def channels(self) -> int:
+        return self.images.shape[3]
+
+    def pixels(self, index: int | slice | Sequence[int] | np.ndarray | Tensor) -> Tensor:
+        """The images at ``index`` as (B, C, H, W) float32 in [0, 1]; a single number gives B = 1."""
+        if isinstance(index, Tensor):
+            index = index.cpu().numpy()
+        if isinstance(index, (int, np.integer)):
+            index = [int(index)]
+        batch = np.asarray(self.images[index])  # (B, H, W, C)
+        if not batch.flags.writeable or not batch.flags.c_contiguous:
+            batch = batch.copy()
+        return torch.from_numpy(batch).permute(0, 3, 1, 2).float().contiguous().div_(255)  # (B, C, H, W)
+
+    def fingerprint(self) -> str:
+        """16 hex digits of the SHA-256 of shape, images and labels: the same data, the same digits, on any machine."""
+        return self._digest
+
+    @cached_property
+    def _digest(self) -> str:
+        digest = hashlib.sha256(repr(self.images.shape).encode())
+        for start in range(0, len(self), _CHUNK):
+            digest.update(np.ascontiguousarray(self.images[start : start + _CHUNK]).data)
+        if self.labels is not None:
+            digest.update(self.labels.astype("<i8").tobytes())
+        return digest.hexdigest()[:16]

@@ -1,0 +1,128 @@
+"""From what the user names (a built-in set, a folder, an .npz, the Hub) to an ImageSet."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from sfumato.data.cache import Append, cached
+from sfumato.data.decode import Progress
+from sfumato.data.fit import Size, check_fit, check_size, common_background, fit_array
+from sfumato.data.imageset import ImageSet
+from sfumato.errors import InputError, nearest
+from sfumato.registry import Registry
+
+SPLITS = ("train", "test")
+SOURCES: Registry[Callable[[str], ImageSet]] = Registry("data source")
+"""Built-in sets by name: functions from a split ("train" or "test") to its ImageSet at native size."""
+
+_SMALL = 4_000_000  # bytes: less is computed anew each time, not cached
+_CHUNK = 256
+
+
+def load(
+    source: str | Path | ImageSet,
+    *,
+    split: str = "train",
+    size: int | tuple[int, int] | None = None,
+    fit: str = "crop",
+    progress: Progress | None = None,
+) -> ImageSet:
+    """The images of ``source``, decoded once: later calls map the decoded pixels from the cache.
+
+    ``source``: a built-in name (``SOURCES``), a folder of images (class sub-folders, or unlabelled), an ``.npz`` file,
+    ``hf:owner/name``, or an ImageSet, which is returned (brought to ``size``, its split unchanged).
+    ``split``: "train" or "test". Sets that come without a test split get a fixed one of about a tenth when there are 50
+    images or more; of fewer, all serve as both. ``size``: a side or (H, W), each even and from 8 to 1024. Default: native
+    size where all images share one, else the median shorter side rounded down to a multiple of 8, at most 64.
+    ``fit``: "crop" covers the size and keeps the centre, "pad" fits inside and fills with the background colour; sets
+    that are arrays already are never enlarged by "pad". ``progress``: called with (images done, images in all).
+
+    Raises InputError for an unknown source, a folder that is missing, empty or without a readable image, a damaged
+    file, an unknown split or fit, and an unusable size. Single unreadable images are left out with one warning.
+    """
+    check_fit(fit)
+    wanted = None if size is None else check_size(size)
+    if split not in SPLITS:
+        raise InputError(f"unknown split {split!r}: {nearest(str(split), SPLITS)}")
+    if isinstance(source, ImageSet):
+        return _resized(source, wanted, fit)
+    text = str(source)
+    if isinstance(source, str) and text in SOURCES:
+        return _resized(SOURCES[text](split), wanted, fit)
+    if text.startswith("hf:"):
+        from sfumato.data.hub import load_hub
+
+        return load_hub(text, split=split, size=wanted, fit=fit, progress=progress)
+    path = existing(source)
+    if path.is_dir():
+        from sfumato.data.folder import load_folder
+
+        return load_folder(path, split=split, size=wanted, fit=fit, progress=progress)
+    from sfumato.data.npz import load_npz
+
+    return _resized(load_npz(path, split=split), wanted, fit)
+
+
+def existing(source: str | Path) -> Path:
+    """``source`` as a folder or .npz file that is there; otherwise InputError with the nearest built-in name."""
+    text = str(source)
+    if not text.strip() or "\0" in text:
+        raise InputError(f"data source {text!r} is no name and no path: give a built-in name, a folder or an .npz file")
+    path = Path(text).expanduser()
+    try:
+        if path.is_dir() or (path.is_file() and path.suffix.lower() == ".npz"):
+            return path
+        there = path.exists()
+    except OSError as error:  # a name too long, or a folder on the way that may not be entered
+        raise InputError(f"data {text!r} cannot be opened ({error.strerror}): give another path") from error
+    if there:
+        raise InputError(f"data {text!r} is neither a folder nor an .npz file: give a folder of images (unpack archives)")
+    if isinstance(source, Path) or path.name != text or path.suffix:  # looks like a path
+        raise InputError(f"data {text!r} does not exist: check the path, or use a built-in set ({', '.join(SOURCES)})")
+    raise InputError(f"unknown data source {text!r}, and no folder of that name is here: {nearest(text, SOURCES)}")
+
+
+def cached_set(data: Callable[[], ImageSet], slot: list[Any], identity: Any) -> ImageSet:
+    """The set that ``data`` makes, its pixels from the cache where they are there already."""
+
+    def build(append: Append) -> dict[str, Any]:
+        made = data()
+        for start in range(0, len(made), _CHUNK):
+            append(made.images[start : start + _CHUNK])
+        labels = None if made.labels is None else made.labels.tolist()
+        return {"labels": labels, "classes": made.classes, "name": made.name, "split": made.split}
+
+    images, notes = cached(slot, identity, build)
+    labels = None if notes["labels"] is None else np.array(notes["labels"], np.int64)
+    return ImageSet(images, labels, tuple(notes["classes"]), notes["name"], notes["split"])
+
+
+def file_identity(*paths: Path) -> list[list[Any]]:
+    """Name, size and time of change of files: another state, another identity."""
+    return [[path.name, (status := path.stat()).st_size, status.st_mtime_ns] for path in paths]
+
+
+def _resized(data: ImageSet, size: Size | None, fit: str) -> ImageSet:
+    if size is None or size == data.size:
+        return data
+    background = common_background(data.images)
+
+    def build(append: Append) -> dict[str, Any]:
+        for start in range(0, len(data), _CHUNK):
+            append(fit_array(data.images[start : start + _CHUNK], size, fit, background))
+        return {}
+
+    if max(len(data) * size[0] * size[1] * data.channels, data.images.nbytes) <= _SMALL:
+        parts: list[np.ndarray] = []
+        build(parts.append)
+        return replace(data, images=np.concatenate(parts))
+    pixels = data.fingerprint()
+    name = hashlib.sha256(data.name.encode()).hexdigest()[:16]
+    images, _ = cached(["resized", name, data.split, len(data), size, fit], pixels, build)
+    return replace(data, images=images)

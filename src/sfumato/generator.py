@@ -1,0 +1,246 @@
+"""Generator: a ladder, a denoiser and its labels, as one thing that samples, denoises, saves and loads."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from contextlib import AbstractContextManager, nullcontext
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from sfumato import weights
+from sfumato.config import Config
+from sfumato.denoisers import Denoiser
+from sfumato.devices import autocast_type, find_device
+from sfumato.errors import InputError, nearest
+from sfumato.guidance import Guidance, guided
+from sfumato.ladder import Ladder
+from sfumato.samplers import SAMPLERS, Denoise, Noise, Rung, share_steps
+
+FORMAT = 1
+STEPS = 14  # of the default sampler; see benchmarks/RESULTS.md, "distance against milliseconds"
+Labels = str | int | Sequence[str | int] | None
+
+
+class Generator:
+    """A trained model.
+
+    >>> generator = Generator.from_pretrained("runs/fashion")      # doctest: +SKIP
+    >>> pixels = generator.sample(16, "sneaker", seed=1)           # doctest: +SKIP
+    """
+
+    def __init__(self, denoiser: Denoiser, classes: Sequence[str], config: Config, device: str = "cpu") -> None:
+        self.device = find_device(device)
+        self.denoiser = denoiser.to(self.device, memory_format=torch.channels_last).eval()  # type: ignore[call-overload]
+        self.classes = tuple(classes)
+        self.config = config
+
+    @property
+    def ladder(self) -> Ladder:
+        return self.denoiser.ladder
+
+    # -- files ------------------------------------------------------------------------------------------------------
+
+    @classmethod
+    def from_pretrained(cls, path: str | Path, device: str = "auto") -> Generator:
+        """Load a run folder, a saved folder, a ``model.safetensors``, or ``hf:owner/name`` from the Hub.
+
+        Everything is read from the one safetensors file; nothing in it is ever executed.
+
+        Raises:
+            InputError: no model there, a damaged or foreign file, a pickle, or a device that this machine lacks.
+        """
+        file = weights.find(path)
+        tensors, description = weights.read(file)
+        return cls.from_tensors(tensors, description, str(file), device)
+
+    @classmethod
+    def from_tensors(cls, tensors: dict[str, Tensor], description: dict[str, Any], name: str, device: str) -> Generator:
+        """Rebuild a generator from its tensors and the description beside them (see ``description``)."""
+        try:
+            if description["format"] != FORMAT:
+                raise InputError(f"{name} is of format {description['format']}, this sfumato reads format {FORMAT}: update it")
+            config = Config.from_json(description["config"])
+            ladder = config.ladder(tuple(description["size"]), description["channels"])
+            denoiser = config.denoiser(
+                ladder, len(description["classes"]), smooth_rms=description["smooth_rms"], sharp_rms=description["sharp_rms"]
+            )
+            denoiser.load_state_dict(tensors)
+        except (KeyError, TypeError, RuntimeError) as error:
+            reason = str(error).splitlines()[0]
+            raise InputError(f"{name} is no sfumato model, or a damaged one ({reason}): train or copy it again") from None
+        return cls(denoiser, description["classes"], config, device)
+
+    def description(self) -> dict[str, Any]:
+        """Everything but the tensors, ready for JSON."""
+        ladder = self.ladder
+        return {
+            "format": FORMAT,
+            "size": list(ladder.size),
+            "channels": ladder.channels,
+            "classes": list(self.classes),
+            "smooth_rms": list(self.denoiser.smooth_rms),
+            "sharp_rms": list(self.denoiser.sharp_rms),
+            "config": self.config.to_json(),
+        }
+
+    def save(self, path: str | Path) -> None:
+        """Write ``model.safetensors`` and ``config.json`` into the folder ``path``, each in one piece."""
+        weights.write(Path(path), self.denoiser.state_dict(), self.description())
+
+    # -- sampling ---------------------------------------------------------------------------------------------------
+
+    def sample(self, n: int = 16, label: Labels = None, *, batch_size: int = 64, **how: Any) -> Tensor:
+        """Draw n images.
+
+        Args:
+            n: how many.
+            label: a class by name or number, or one for each image; None gives every class in turn.
+            batch_size: images at a time; the pictures do not depend on it.
+            how: ``steps``, ``sampler``, ``guidance``, ``weak``, ``seed`` as in ``trace``.
+
+        Returns:
+            (n, C, H, W) float32 in [0, 1], on the CPU.
+        """
+        if n < 1 or batch_size < 1:
+            raise InputError(f"n={n} and batch_size={batch_size}: both must be 1 or more")
+        labels = self.labels(n, label)
+        pictures = []
+        for first in range(0, n, batch_size):
+            chosen = range(first, min(first + batch_size, n))
+            for rung in self.trace(len(chosen), labels[list(chosen)].tolist(), first=first, **how):
+                last = rung.x_hat
+            pictures.append(to_pixels(last).cpu())
+        return torch.cat(pictures)
+
+    def trace(
+        self,
+        n: int = 1,
+        label: Labels = None,
+        *,
+        steps: int | Sequence[int] | None = None,
+        sampler: str = "heun",
+        guidance: float | Guidance | None = None,
+        weak: Generator | None = None,
+        seed: int = 0,
+        first: int = 0,
+    ) -> Iterator[Rung]:
+        """The same, rung by rung: every state z and every predicted clean image on the way up, in [-1, 1] space.
+
+        Args:
+            steps: how many in all, shared over the stages by ``samplers.share_steps``, or a number for each stage.
+            sampler: a name in ``samplers.SAMPLERS``.
+            guidance: g of ``u + g (c - u)``, or a Guidance with interval, rescale and threshold; 1 or None is off.
+            weak: a weaker generator of the same kind, for autoguidance; it takes the place of u.
+            seed: of the request; image i has its own stream of noise, so it is the same in any batch.
+            first: number of the first image.
+
+        Raises:
+            InputError: an unknown label or sampler, impossible steps, guidance without labels.
+        """
+        method = SAMPLERS.find(sampler)
+        if sampler == "heun" and self.config.sharing == "rung":
+            raise InputError("sampler 'heun' looks between the rungs, where a model with sharing=rung has no network: "
+                             "choose euler, ancestral or mean")  # fmt: skip
+        shared = self._steps(steps)
+        if guidance is None or isinstance(guidance, int | float):
+            guidance = Guidance(1.0 if guidance is None else float(guidance))
+        labels = self.labels(n, label)
+        denoise = self._bound(labels)
+        other = None
+        if guidance.scale != 1:
+            if weak is not None:
+                if weak.ladder != self.ladder or weak.classes != self.classes:
+                    raise InputError("the weak model must have the same images, ladder and labels as the model it guides")
+                other = weak._bound(labels.to(weak.device))
+            elif self.classes:
+                other = self._bound(torch.full((n,), len(self.classes)))
+            else:
+                raise InputError("guidance needs labels, and this model was trained without: leave it out, or give a weak model")
+        noise = Noise(seed, range(first, first + n), self.device)
+        return _without_gradients(method(guided(denoise, other, guidance), self.ladder, noise, shared))
+
+    def labels(self, n: int, label: Labels = None) -> Tensor:
+        """The (n,) int64 label numbers of a request; InputError for an unknown one, with the nearest name."""
+        if label is None:
+            count = len(self.classes)
+            return torch.arange(n) % count if count else torch.zeros(n, dtype=torch.int64)
+        wanted = [label] * n if isinstance(label, str | int) else list(label)
+        if len(wanted) != n:
+            raise InputError(f"{len(wanted)} labels were given for {n} images: give one, or one for each")
+        return torch.tensor([self._label(one) for one in wanted])
+
+    def _label(self, label: str | int) -> int:
+        if isinstance(label, str) and label in self.classes:
+            return self.classes.index(label)
+        if str(label).isdecimal() and int(label) < max(len(self.classes), 1):
+            return int(label)
+        if not self.classes:
+            raise InputError(f"label {label!r} was asked for, but this model was trained without labels: leave it out")
+        raise InputError(f"unknown label {label!r}: {nearest(str(label), self.classes)}")
+
+    def _steps(self, steps: int | Sequence[int] | None) -> tuple[int, ...]:
+        if self.config.rungs:
+            if steps is not None and (self.config.sharing == "rung") and tuple([steps] if isinstance(steps, int) else steps) != self.config.rungs:
+                raise InputError(f"this model has one network for each rung, {self.config.rungs}: leave the steps out")
+            steps = self.config.rungs if steps is None else steps
+        if steps is None:
+            return share_steps(self.ladder, max(STEPS, self.ladder.stages))
+        return share_steps(self.ladder, steps) if isinstance(steps, int) else tuple(steps)
+
+    def _bound(self, labels: Tensor) -> Denoise:
+        """The denoiser for these labels, as samplers call it."""
+        labels = labels.to(self.device)
+
+        def denoise(z: Tensor, sigma: float, stage: int) -> Tensor:
+            with self.autocast():
+                return self.denoiser(z, torch.full((len(z),), sigma, device=z.device), stage, labels)
+
+        return denoise
+
+    def autocast(self) -> AbstractContextManager[Any]:
+        """bf16 where the device is faster with it and the configuration allows it."""
+        kind = autocast_type(self.device, self.config.precision)
+        return nullcontext() if kind is None else torch.autocast(self.device.type, kind)
+
+    # -- denoising --------------------------------------------------------------------------------------------------
+
+    @torch.no_grad()
+    def denoise(self, x: Tensor, sigma: float | Tensor, label: Labels = None) -> Tensor:
+        """The expected clean image ``E[x_0 | x]`` for ``x = x_0 + sigma e``: plain Gaussian noise at full resolution.
+
+        Args:
+            x: (B, C, H, W) noisy pixels; clean ones lie in [0, 1].
+            sigma: standard deviation of the noise in [0, 1] units, one or one an image (B,), over 0.
+            label: as in ``sample``; None drops the condition.
+
+        Returns:
+            (B, C, H, W) float32, in [0, 1] units (not clipped), on the device of x.
+        """
+        if tuple(x.shape[1:]) != self.ladder.shape(self.ladder.stages - 1):
+            raise InputError(f"images of shape {tuple(x.shape[1:])} do not fit this model: it takes {self.ladder.shape(self.ladder.stages - 1)}")
+        level = (2 * torch.as_tensor(sigma, dtype=torch.float32, device=self.device)).expand(len(x))
+        if not bool((level > 0).all()):
+            raise InputError("sigma must be over 0")
+        labels = torch.full((len(x),), len(self.classes)) if label is None else self.labels(len(x), label)
+        z = 2 * x.to(self.device, torch.float32) - 1
+        with self.autocast():
+            x_hat = self.denoiser(z, level, self.ladder.stages - 1, labels.to(self.device), torch.ones_like(level))
+        return ((x_hat + 1) / 2).to(x.device)
+
+
+def to_pixels(x: Tensor) -> Tensor:
+    """[-1, 1] space to [0, 1] pixels, clipped."""
+    return ((x.float() + 1) / 2).clamp(0, 1)
+
+
+def _without_gradients(rungs: Iterator[Rung]) -> Iterator[Rung]:
+    """The rungs, each computed without gradients; between them the caller's setting holds."""
+    while True:
+        with torch.no_grad():
+            rung = next(rungs, None)
+        if rung is None:
+            return
+        yield rung

@@ -1,0 +1,89 @@
+"""Pictures for people: a batch of images as one grid, and saving it whole or not at all."""
+
+from __future__ import annotations
+
+import math
+from pathlib import Path
+
+import numpy as np
+import torch
+from PIL import Image
+from torch import Tensor
+
+from sfumato.errors import InputError
+from sfumato.files import atomic
+
+TILE = 96  # pixels: small images are enlarged by the largest whole factor that stays within this
+
+_FORMATS = {".png": "PNG", ".jpg": "JPEG", ".jpeg": "JPEG", ".webp": "WEBP"}
+
+
+def to_bytes(images: Tensor | np.ndarray) -> np.ndarray:
+    """(N, C, H, W) floats in [0, 1] as (N, H, W, C) uint8, rounded, clipped (NaN is black); uint8 (N, H, W, C) arrays pass.
+
+    C is 1, 3 or 4. Raises InputError for any other shape or type.
+    """
+    if isinstance(images, Tensor) and images.is_floating_point() and images.ndim == 4:
+        pixels = images.detach().to("cpu", torch.float32).nan_to_num(0.0).clamp(0, 1)
+        array = pixels.mul(255).round().to(torch.uint8).permute(0, 2, 3, 1).contiguous().numpy()  # (N, H, W, C)
+    elif isinstance(images, np.ndarray) and images.dtype == np.uint8 and images.ndim == 4:
+        array = images
+    else:
+        raise InputError(
+            "images must be a (N, C, H, W) float tensor in [0, 1] or a (N, H, W, C) uint8 array, "
+            f"not {type(images).__name__} of {getattr(images, 'dtype', '?')} {tuple(getattr(images, 'shape', ()))}"
+        )
+    if array.shape[-1] not in (1, 3, 4) or 0 in array.shape:
+        raise InputError(f"images need 1, 3 or 4 channels and at least one pixel, not (N, H, W, C) = {array.shape}")
+    return array
+
+
+def on_white(array: np.ndarray) -> np.ndarray:
+    """(..., 4) uint8 RGBA over white as (..., 3) uint8; fewer channels pass unchanged."""
+    if array.shape[-1] != 4:
+        return array
+    alpha = array[..., 3:].astype(np.float32) / 255
+    return np.rint(array[..., :3] * alpha + 255 * (1 - alpha)).astype(np.uint8)
+
+
+def grid(
+    images: Tensor | np.ndarray, columns: int | None = None, scale: int | None = None, gap: int = 2
+) -> Image.Image:
+    """One picture of all images, row by row on white, ``gap`` pixels apart.
+
+    ``images``: (N, C, H, W) floats in [0, 1] or (N, H, W, C) uint8; RGBA is laid on white.
+    ``columns``: images a row (default: about square). ``scale``: whole factor of enlargement, nearest neighbour
+    (default: small images grow to at most 96 pixels, so that they can be seen).
+    """
+    array = on_white(to_bytes(images))  # (N, H, W, 1 or 3)
+    count, height, width, channels = array.shape
+    for name, value, least in (("columns", columns, 1), ("scale", scale, 1), ("gap", gap, 0)):
+        if value is not None and value < least:
+            raise InputError(f"{name} must be at least {least}, not {value}")
+    columns = min(columns or math.ceil(math.sqrt(count)), count)
+    scale = scale or max(1, TILE // max(height, width))
+    rows = math.ceil(count / columns)
+    height, width = height * scale, width * scale
+    sheet = np.full((rows * (height + gap) + gap, columns * (width + gap) + gap, channels), 255, np.uint8)
+    for i in range(count):
+        y, x = gap + i // columns * (height + gap), gap + i % columns * (width + gap)
+        sheet[y : y + height, x : x + width] = array[i].repeat(scale, axis=0).repeat(scale, axis=1)
+    return Image.fromarray(sheet[..., 0] if channels == 1 else sheet)
+
+
+def save(image: Image.Image, path: str | Path) -> None:
+    """Write ``image`` as PNG, JPEG or WebP by the suffix of ``path``, whole or not at all.
+
+    JPEG and WebP are written at quality 95; transparency becomes white in a JPEG. Raises InputError for another suffix, a
+    missing folder, a path that is a folder, missing permission or a full disk.
+    """
+    path = Path(path)
+    kind = _FORMATS.get(path.suffix.lower())
+    if kind is None and not path.is_dir():  # a folder is refused below, with its own sentence
+        known = ", ".join(_FORMATS)
+        raise InputError(f"cannot write {str(path)!r}: its suffix {path.suffix!r} is no picture format; use one of {known}")
+    if kind == "JPEG" and image.mode not in ("L", "RGB", "CMYK"):
+        rgba = np.asarray(image.convert("RGBA"))
+        image = Image.fromarray(on_white(rgba))
+    with atomic(path) as temporary:
+        image.save(temporary, format=kind, quality=95)

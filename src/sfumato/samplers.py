@@ -1,0 +1,208 @@
+"""From noise to an image: one function a sampler, all with the same signature.
+
+A sampler walks the noise levels of every stage from ``J_k`` down to ``end_k`` with the clean image ``x^`` that a
+denoiser predicts, and jumps up one resolution in between. It yields a Rung for each prediction; the last Rung is at
+sigma 0 and its ``x_hat`` is the picture.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from sfumato.errors import InputError
+from sfumato.ladder import Ladder, coarse, repeat
+from sfumato.registry import Registry
+
+Denoise = Callable[[Tensor, float, int], Tensor]  # (z (B, C, h, w), sigma, stage) -> x^ (B, C, h, w)
+
+
+class Rung(NamedTuple):
+    """One step up the ladder: the state ``z`` at a level and the clean image predicted from it, both in [-1, 1] space."""
+
+    stage: int
+    sigma: float
+    z: Tensor  # (B, C, h, w)
+    x_hat: Tensor  # (B, C, h, w)
+
+
+@dataclass
+class Noise:
+    """Standard normal numbers with a stream for each image, so that a picture does not depend on its batch.
+
+    Args:
+        seed: of the whole request.
+        indices: the number of each image within the request.
+        device: where the numbers are wanted.
+    """
+
+    seed: int
+    indices: Sequence[int]
+    device: torch.device | str = "cpu"
+
+    def __post_init__(self) -> None:
+        # Streams are drawn on the CPU: the same seed gives the same noise on every device.
+        self._streams = [torch.Generator().manual_seed(_mix(self.seed, i)) for i in self.indices]
+
+    def __call__(self, shape: tuple[int, int, int]) -> Tensor:
+        """The next (B, C, h, w) numbers."""
+        return torch.stack([torch.randn(shape, generator=stream) for stream in self._streams]).to(self.device)
+
+
+def _mix(seed: int, index: int) -> int:
+    """One 63-bit seed from two numbers (the finaliser of SplitMix64), so that neighbouring streams are unrelated."""
+    mixed = (seed * 0x9E3779B97F4A7C15 + index + 1) & 0xFFFFFFFFFFFFFFFF
+    for shift, factor in ((30, 0xBF58476D1CE4E5B9), (27, 0x94D049BB133111EB)):
+        mixed = ((mixed ^ (mixed >> shift)) * factor) & 0xFFFFFFFFFFFFFFFF
+    return (mixed ^ (mixed >> 31)) >> 1
+
+
+Sampler = Callable[[Denoise, Ladder, Noise, Sequence[int]], Iterator[Rung]]
+SAMPLERS: Registry[Sampler] = Registry("sampler")
+
+COARSE_SHARE = 0.5  # steps of each coarse stage for one of the finest: see benchmarks/RESULTS.md, "sharing the steps"
+
+
+def share_steps(ladder: Ladder, total: int) -> tuple[int, ...]:
+    """``total`` steps shared over the stages, coarse first: each coarse stage gets half of what the finest gets."""
+    if total < ladder.stages:
+        raise InputError(f"{total} steps are too few for {ladder.stages} stages: give {ladder.stages} or more")
+    shares = [COARSE_SHARE] * (ladder.stages - 1) + [1.0]
+    steps = [max(1, round(total * share / sum(shares))) for share in shares[:-1]]
+    return (*steps, max(1, total - sum(steps)))
+
+
+def start(ladder: Ladder, noise: Noise) -> Tensor:
+    """``z_0 ~ N(0, I)``, in the units of the coarsest stage: (B, C, h, w) times ``J_0``."""
+    return ladder.jumps[0] * noise(ladder.shape(0))
+
+
+def climb(
+    ladder: Ladder,
+    noise: Noise,
+    steps: Sequence[int],
+    stage_steps: Callable[[Tensor, int, list[float]], Iterator[Rung]],
+) -> Iterator[Rung]:
+    """What the samplers share: the stages in order and the jumps between them.
+
+    ``stage_steps(z, stage, levels)`` yields the rungs of one stage and, last, one at the stage's end whose ``x_hat``
+    is not a new prediction (at sigma 0, where there is nothing left to predict, it is the picture itself).
+    """
+    levels = ladder.levels(steps)
+    z = start(ladder, noise)
+    for stage in range(ladder.stages):
+        if stage:
+            z = ladder.jump(z, stage, noise(ladder.shape(stage)))
+        for rung in stage_steps(z, stage, levels[stage]):
+            z = rung.z
+            yield rung
+
+
+@SAMPLERS.add("euler")
+def euler(denoise: Denoise, ladder: Ladder, noise: Noise, steps: Sequence[int]) -> Iterator[Rung]:
+    """Euler's method in flow time on the probability-flow ODE, which is DDIM (Song et al. 2020, arXiv 2010.02502)."""
+
+    def stage_steps(z: Tensor, stage: int, levels: list[float]) -> Iterator[Rung]:
+        x_hat = z
+        for high, low in zip(levels, levels[1:], strict=False):
+            x_hat = denoise(z, high, stage)
+            yield Rung(stage, high, z, x_hat)
+            z = ladder.glide(z, x_hat, stage, high, low)
+        yield Rung(stage, levels[-1], z, x_hat)
+
+    return climb(ladder, noise, steps, stage_steps)
+
+
+@SAMPLERS.add("heun")
+def heun(denoise: Denoise, ladder: Ladder, noise: Noise, steps: Sequence[int]) -> Iterator[Rung]:
+    """Heun's second-order method in flow time; the last step to sigma 0 is Euler's (Karras et al. 2022, algorithm 1)."""
+
+    def velocity(z: Tensor, x_hat: Tensor, stage: int, sigma: float) -> Tensor:
+        return (1 + sigma) * ladder.slope(z, x_hat, stage, sigma) - z  # d(z / (1 + s)) / dn
+
+    def stage_steps(z: Tensor, stage: int, levels: list[float]) -> Iterator[Rung]:
+        x_hat = z
+        for high, low in zip(levels, levels[1:], strict=False):
+            x_hat = denoise(z, high, stage)
+            yield Rung(stage, high, z, x_hat)
+            guess = ladder.glide(z, x_hat, stage, high, low)
+            if low == 0:
+                z = guess
+                continue
+            step = low / (1 + low) - high / (1 + high)  # in flow time
+            mean = (velocity(z, x_hat, stage, high) + velocity(guess, denoise(guess, low, stage), stage, low)) / 2
+            z = (z / (1 + high) + step * mean) * (1 + low)
+        yield Rung(stage, levels[-1], z, x_hat)
+
+    return climb(ladder, noise, steps, stage_steps)
+
+
+@SAMPLERS.add("dpmpp-2m")
+def dpmpp_2m(denoise: Denoise, ladder: Ladder, noise: Noise, steps: Sequence[int]) -> Iterator[Rung]:
+    """DPM-Solver++(2M) (Lu et al. 2022, arXiv 2211.01095): second order at one evaluation a step.
+
+    The predictions of the last two levels are extrapolated linearly in ``-log s``; a stage begins, and sigma 0 is
+    reached, at first order.
+    """
+
+    def stage_steps(z: Tensor, stage: int, levels: list[float]) -> Iterator[Rung]:
+        x_hat = before = z
+        spans = [0.0] + [float(torch.log(torch.tensor(hi / lo))) if lo else 0.0 for hi, lo in zip(levels, levels[1:], strict=False)]
+        for i, (high, low) in enumerate(zip(levels, levels[1:], strict=False)):
+            x_hat = denoise(z, high, stage)
+            yield Rung(stage, high, z, x_hat)
+            ahead = x_hat if i == 0 or low == 0 else x_hat + spans[i + 1] / (2 * spans[i]) * (x_hat - before)
+            z, before = ladder.glide(z, ahead, stage, high, low), x_hat
+        yield Rung(stage, levels[-1], z, x_hat)
+
+    return climb(ladder, noise, steps, stage_steps)
+
+
+@SAMPLERS.add("ancestral")
+def ancestral(denoise: Denoise, ladder: Ladder, noise: Noise, steps: Sequence[int]) -> Iterator[Rung]:
+    """The Markov kernel backwards, mean and noise: ``q(z_t | z_{t-1}, x^)`` (Ho et al. 2020, equation 6)."""
+
+    def stage_steps(z: Tensor, stage: int, levels: list[float]) -> Iterator[Rung]:
+        x_hat = z
+        for high, low in zip(levels, levels[1:], strict=False):
+            x_hat = denoise(z, high, stage)
+            yield Rung(stage, high, z, x_hat)
+            z, std_p, std_q = ladder.posterior(z, x_hat, stage, high, low)
+            if low > 0:
+                fresh = noise(ladder.shape(stage))
+                z = z + std_p * fresh
+                if stage:
+                    z = z + (std_q - std_p) * (fresh - coarse(fresh))
+        yield Rung(stage, levels[-1], z, x_hat)
+
+    return climb(ladder, noise, steps, stage_steps)
+
+
+@SAMPLERS.add("mean")
+def mean(denoise: Denoise, ladder: Ladder, noise: Noise, steps: Sequence[int]) -> Iterator[Rung]:
+    """The lecture to the letter: ``Dec_T(... Dec_1(z_0))`` with ``Dec_t(z) = E[z_t | z_{t-1}]`` and no noise after z_0.
+
+    For teaching: each mean loses some of the variance that the true ``z_t`` has, so the pictures come out too smooth.
+    """
+    levels = ladder.levels(steps)
+    z = start(ladder, noise)
+    x_hat = z
+    for stage in range(ladder.stages):
+        if stage:
+            z = repeat(z)  # the mean of the jump
+        for high, low in zip(levels[stage], levels[stage][1:], strict=False):
+            x_hat = denoise(z, high, stage)
+            yield Rung(stage, high, z, x_hat)
+            z = ladder.posterior(z, x_hat, stage, high, low)[0]
+        yield Rung(stage, levels[stage][-1], z, z if stage == ladder.stages - 1 else x_hat)
+
+
+def evaluations(sampler: str, steps: Sequence[int]) -> tuple[int, ...]:
+    """How often a sampler calls the denoiser in each stage."""
+    if sampler != "heun":
+        return tuple(steps)
+    return (*(2 * s for s in steps[:-1]), 2 * steps[-1] - 1)

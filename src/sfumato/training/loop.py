@@ -1,0 +1,254 @@
+"""Training from start, or from where it stopped, to the end of the budget."""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+import time
+from collections.abc import Iterator, Mapping
+from contextlib import ExitStack
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from sfumato import weights
+from sfumato.config import Config, preset
+from sfumato.data import ImageSet, load
+from sfumato.devices import find_device
+from sfumato.errors import InputError
+from sfumato.generator import Generator
+from sfumato.pictures import grid, save
+from sfumato.training.budget import Budget
+from sfumato.training.run import GIVE_UP, Outcome, Run
+
+STATE = Path("train_state") / "state.safetensors"
+CHECKPOINT_SECONDS = 60.0
+LOG_SECONDS = 2.0
+GRIDS = 8  # sample grids over a whole budget
+SMOOTHING = 0.95  # of the loss that is shown
+
+
+@dataclass(frozen=True)
+class Progress:
+    """Where training stands after a step."""
+
+    step: int
+    images: int  # of all stages
+    seconds: float  # of training so far, earlier sessions included
+    loss: float
+    stage_losses: tuple[float, ...]  # coarse first, smoothed over steps
+    images_per_second: float
+    fraction: float  # of the budget, 0 to 1
+    skipped: int  # steps without a finite loss
+    learning_rate: float
+
+
+def train(
+    data: str | Path | ImageSet,
+    out: str | Path,
+    *,
+    minutes: float | None = None,
+    images: int | None = None,
+    steps: int | None = None,
+    preset: str | None = None,
+    settings: Mapping[str, str] | None = None,
+    size: int | tuple[int, int] | None = None,
+    fit: str = "crop",
+    device: str = "auto",
+    seed: int = 0,
+) -> Generator:
+    """Train a generator to the end of its budget; see ``training_steps``, of which this uses up every step."""
+    for _ in training_steps(
+        data, out, minutes=minutes, images=images, steps=steps, preset=preset, settings=settings, size=size, fit=fit,
+        device=device, seed=seed,
+    ):  # fmt: skip
+        pass
+    return Generator.from_pretrained(out, device)
+
+
+def training_steps(
+    data: str | Path | ImageSet,
+    out: str | Path,
+    *,
+    minutes: float | None = None,
+    images: int | None = None,
+    steps: int | None = None,
+    preset: str | None = None,
+    settings: Mapping[str, str] | None = None,
+    size: int | tuple[int, int] | None = None,
+    fit: str = "crop",
+    device: str = "auto",
+    seed: int = 0,
+) -> Iterator[Progress]:
+    """Train step by step.
+
+    The run folder ``out`` gets ``model.safetensors`` and ``config.json`` (the averaged weights, ready to use),
+    ``train_state/`` (to go on from), ``log.jsonl``, ``samples/*.png``, and TensorBoard files if TensorBoard is
+    installed. Stopping at any moment loses at most a minute of work: the same call goes on where the folder stands, and
+    for budgets in images or steps the result is the same to the bit as without the stop. A larger budget goes on too.
+
+    Args:
+        data: a built-in name, a folder, an ``.npz`` file, ``hf:owner/name``, or an ImageSet.
+        out: the run folder.
+        minutes, images, steps: the budget, one of them; 15 minutes when none is given. Images count every stage's.
+        preset: a name in ``config.PRESETS``; None picks by image size.
+        settings: changes to the preset, as text (``{"learning_rate": "1e-3"}``); see ``config.Config``.
+        size, fit: how images are brought to one size; see ``data.load``.
+        device: auto, cpu or cuda.
+        seed: of the weights and of everything random in training.
+
+    Yields:
+        Progress after each step.
+
+    Raises:
+        InputError: bad data, settings, budget or device, or a run folder that holds another run. All but what only
+            later steps can show is raised here, before the first step is asked for.
+    """
+    budget = Budget.of(minutes, images, steps)
+    chosen_device = find_device(device)
+    out = Path(out)
+    if out.exists() and not out.is_dir():
+        raise InputError(f"{out} is a file: give --out a folder")
+    dataset = load(data, size=size, fit=fit)
+    config = _config(dataset, preset, settings)
+    run = Run(config, dataset, chosen_device, seed)
+    identity = _identity(config, dataset, seed)
+    _restore(run, out, identity)
+    return _steps(run, budget, out, identity)
+
+
+def _config(dataset: ImageSet, name: str | None, settings: Mapping[str, str] | None) -> Config:
+    return preset(dataset.size, name).with_settings(settings or {})
+
+
+def _identity(config: Config, dataset: ImageSet, seed: int) -> dict[str, Any]:
+    """What must be the same for a run to go on."""
+    identity = {
+        "config": config.to_json(),
+        "size": list(dataset.size),
+        "classes": list(dataset.classes),
+        "data": f"{dataset.name} ({len(dataset)} images, {dataset.fingerprint()})",
+        "seed": seed,
+    }
+    return json.loads(json.dumps(identity))
+
+
+def _restore(run: Run, out: Path, identity: dict[str, Any]) -> None:
+    """Bring the run to where the folder stands; nothing to do for a new folder."""
+    file = out / STATE
+    if not file.exists():
+        if (out / weights.MODEL).exists():
+            raise InputError(f"{out} holds a model but no train_state to go on from: give another --out")
+        return
+    tensors, stored = weights.read(file)
+    differences = _differences(stored.get("identity", {}), identity)
+    if differences:
+        raise InputError(f"{out} holds another run ({'; '.join(differences)}): give another --out, or the same command as before")
+    try:
+        run.restore(tensors, stored["numbers"])
+    except (KeyError, RuntimeError, TypeError) as error:
+        raise InputError(f"{file} does not fit this version of sfumato ({error}): give another --out") from None
+
+
+def _differences(stored: Mapping[str, Any], asked: Mapping[str, Any], prefix: str = "") -> list[str]:
+    """Sentences such as ``batch was 128, now 64``."""
+    found = []
+    for key in {**stored, **asked}:
+        was, now = stored.get(key), asked.get(key)
+        if isinstance(was, dict) and isinstance(now, dict):
+            found += _differences(was, now, f"{prefix}{key}." if key != "config" else "")
+        elif was != now:
+            found.append(f"{prefix}{key} was {was}, now {now}")
+    return found
+
+
+def _steps(run: Run, budget: Budget, out: Path, identity: dict[str, Any]) -> Iterator[Progress]:
+    began = time.perf_counter() - run.seconds
+    shown: list[float] = []
+    saved = logged = time.perf_counter()
+    unsaved = False
+    images_before, seconds_before = run.images, run.seconds
+    with ExitStack() as stack:
+        board = _board(out, stack)
+        try:
+            while (fraction := budget.fraction(run.seconds, run.images, run.step)) < 1:
+                outcome = run.advance(fraction)
+                run.seconds = time.perf_counter() - began
+                unsaved = True
+                if run.failures >= GIVE_UP:
+                    raise InputError(
+                        f"the loss has not been finite for {GIVE_UP} steps in a row (step {run.step}): "
+                        "start again with a smaller --set learning_rate="
+                    )
+                shown = _smooth(shown, outcome)
+                after = budget.fraction(run.seconds, run.images, run.step)
+                speed = (run.images - images_before) / max(run.seconds - seconds_before, 1e-9)
+                progress = Progress(
+                    run.step, run.images, run.seconds, sum(shown), tuple(shown), speed, min(after, 1.0), run.skipped,
+                    run.learning_rate(fraction),
+                )  # fmt: skip
+                now = time.perf_counter()
+                if now - logged >= LOG_SECONDS or after >= 1:
+                    logged = now
+                    _log(out, progress, board)
+                due = int(after * GRIDS) > int(fraction * GRIDS)
+                if now - saved >= CHECKPOINT_SECONDS or due or after >= 1:
+                    _save(run, out, identity)
+                    if due:
+                        _grid(run, out)
+                    saved, unsaved = time.perf_counter(), False
+                    run.seconds = saved - began
+                yield progress
+        except (KeyboardInterrupt, GeneratorExit):
+            if unsaved:
+                _save(run, out, identity)
+            raise
+
+
+def _smooth(shown: list[float], outcome: Outcome) -> list[float]:
+    if not outcome.finite:
+        return shown or list(outcome.stage_losses)
+    if not shown:
+        return list(outcome.stage_losses)
+    return [SMOOTHING * old + (1 - SMOOTHING) * new for old, new in zip(shown, outcome.stage_losses, strict=True)]
+
+
+def _save(run: Run, out: Path, identity: dict[str, Any]) -> None:
+    """The state first: a model that is older than its state is still a model of this run."""
+    weights.write_tensors(out / STATE, run.tensors(), {"identity": identity, "numbers": run.numbers()})
+    run.generator().save(out)
+
+
+def _grid(run: Run, out: Path) -> None:
+    """A picture of what the average draws now: two of each of the first eight classes."""
+    classes = len(run.data.classes)
+    labels = [i % min(classes, 8) for i in range(16)] if classes else None
+    with torch.random.fork_rng(devices=[]):
+        pixels = run.generator().sample(16, labels, seed=0)
+    run.average.eval()
+    (out / "samples").mkdir(parents=True, exist_ok=True)
+    save(grid(pixels, columns=8), out / "samples" / f"{run.step:07d}.png")
+
+
+def _log(out: Path, progress: Progress, board: Any) -> None:
+    out.mkdir(parents=True, exist_ok=True)
+    with (out / "log.jsonl").open("a") as log:
+        log.write(json.dumps(asdict(progress)) + "\n")
+    if board is not None:
+        board.add_scalar("loss", progress.loss, progress.step)
+        for stage, loss in enumerate(progress.stage_losses):
+            board.add_scalar(f"loss/stage_{stage}", loss, progress.step)
+        board.add_scalar("images_per_second", progress.images_per_second, progress.step)
+
+
+def _board(out: Path, stack: ExitStack) -> Any:
+    """A TensorBoard writer if TensorBoard is installed, else None."""
+    if importlib.util.find_spec("tensorboard") is None:
+        return None
+    from torch.utils.tensorboard import SummaryWriter
+
+    board = SummaryWriter(str(out / "tensorboard"))
+    stack.callback(board.close)
+    return board

@@ -1,0 +1,86 @@
+"""Model files: one safetensors file that holds the tensors, their description and a checksum. Never a pickle."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+from torch import Tensor
+
+from sfumato.errors import InputError
+from sfumato.files import atomic, atomic_write
+
+MODEL = "model.safetensors"
+PICKLES = (".pt", ".pth", ".pkl", ".pickle", ".ckpt", ".bin")
+
+
+def find(path: str | Path) -> Path:
+    """The model file of a run folder, of a saved folder, of a path, or of ``hf:owner/name``."""
+    if str(path).startswith("hf:"):
+        return _from_hub(str(path)[3:])
+    path = Path(path)
+    if path.suffix.lower() in PICKLES:
+        raise InputError(f"{path} is a pickle, which could run code when loaded: give a model.safetensors or its folder")
+    file = path / MODEL if path.is_dir() else path
+    if not file.exists():
+        there = f"there is no {MODEL} in {path}" if path.is_dir() else f"{path} does not exist"
+        raise InputError(f"{there}: give a folder that 'sfumato train --out' wrote")
+    return file
+
+
+def _from_hub(name: str) -> Path:
+    from huggingface_hub import hf_hub_download
+    from huggingface_hub.errors import HfHubHTTPError, HFValidationError
+
+    try:
+        return Path(hf_hub_download(name, MODEL))
+    except (HfHubHTTPError, HFValidationError, OSError) as error:
+        raise InputError(f"hf:{name} cannot be fetched ({str(error).splitlines()[0]}): check the name and the network") from None
+
+
+def write(folder: Path, tensors: Mapping[str, Tensor], description: Mapping[str, Any]) -> None:
+    """Write ``model.safetensors`` and, for people to read, ``config.json``."""
+    write_tensors(folder / MODEL, tensors, description)
+    atomic_write(folder / "config.json", (json.dumps(description, indent=2) + "\n").encode())
+
+
+def write_tensors(file: Path, tensors: Mapping[str, Tensor], description: Mapping[str, Any]) -> None:
+    """One safetensors file, in one piece, with its description and checksum in the header."""
+    plain = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
+    header = {"sfumato": json.dumps(description), "sha256": _digest(plain, description)}
+    file.parent.mkdir(parents=True, exist_ok=True)
+    with atomic(file) as beside:
+        save_file(plain, beside, metadata=header)
+
+
+def read(file: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
+    """(tensors, description) of a file that ``write_tensors`` wrote; InputError for anything else or a damaged one."""
+    try:
+        with safe_open(file, framework="pt") as opened:
+            header = opened.metadata() or {}
+            tensors = {name: opened.get_tensor(name) for name in opened.keys()}  # noqa: SIM118 (no mapping)
+    except (SafetensorError, OSError) as error:
+        raise InputError(f"{file} is damaged, or no safetensors file ({error}): train or copy it again") from None
+    if "sfumato" not in header:
+        raise InputError(f"{file} is a safetensors file, but not one of sfumato's: give a model that sfumato saved")
+    try:
+        description = json.loads(header["sfumato"])
+    except json.JSONDecodeError:
+        description = None
+    if not isinstance(description, dict) or header.get("sha256") != _digest(tensors, description):
+        raise InputError(f"{file} was changed or damaged after it was written (checksum): train or copy it again")
+    return tensors, description
+
+
+def _digest(tensors: Mapping[str, Tensor], description: Mapping[str, Any]) -> str:
+    digest = hashlib.sha256(json.dumps(description, sort_keys=True).encode())
+    for name in sorted(tensors):
+        digest.update(name.encode())
+        digest.update(tensors[name].contiguous().flatten().view(torch.uint8).numpy().data)
+    return digest.hexdigest()
