@@ -13,7 +13,9 @@ from sfumato.errors import InputError, nearest
 from sfumato.ladder import WEIGHTS, Ladder
 
 TARGETS = ("x", "z_next")
+OPTIMIZERS = ("adamw", "muon")
 LEVELS = ("uniform", "logit-normal")
+WIDEST = 0.28  # ema widths that a power function can have
 
 
 @dataclass(frozen=True)
@@ -33,12 +35,15 @@ class Config:
     target: str = "x"  # regress the clean image, or the lecture's "z_next"
     weights: str = "velocity"
     levels: str = "uniform"  # how noise levels are drawn, in flow time
-    plain_share: float = 0.1  # of the training states, with their detail whole: they make one network serve defences too
+    plain_share: float = (
+        0.1  # of the training states, with their detail whole: they make one network serve defences too
+    )
     drop: float = 0.1  # how often c is dropped
     flip: bool = False  # mirror images at random
     # how
     batch: int = 128  # images of the finest stage in a step
     mix: tuple[float, ...] = ()  # images of each stage for one of the finest, coarse first; () is 1 each
+    optimizer: str = "adamw"  # or "muon"
     learning_rate: float = 2e-3
     warmup: float = 0.02  # share of the budget
     decay: float = 0.5  # share of the budget, at its end, in which the learning rate falls to 0
@@ -54,6 +59,7 @@ class Config:
             (self.target, TARGETS, "target"),
             (self.weights, tuple(WEIGHTS), "loss weight"),
             (self.levels, LEVELS, "levels"),
+            (self.optimizer, OPTIMIZERS, "optimizer"),
             (self.precision, ("auto", "bf16", "float32"), "precision"),
         ):
             if value not in known:
@@ -64,9 +70,13 @@ class Config:
             if not low <= getattr(self, name) <= high:
                 raise InputError(f"{name}={getattr(self, name)} is impossible: give a number from {low} to {high}")
         for name in ("batch", "learning_rate", "clip", "ema"):
-            if not getattr(self, name) > 0:
+            if not 0 < getattr(self, name) < float("inf"):
                 raise InputError(f"{name}={getattr(self, name)} is impossible: give a number over 0")
-        if self.mix and (len(self.mix) != self.stages or min(self.mix) <= 0):
+        if self.ema >= WIDEST:
+            raise InputError(f"ema={self.ema} is impossible: give a number under {WIDEST}")
+        if self.rungs and (len(self.rungs) != self.stages or min(self.rungs) < 1):
+            raise InputError(f"rungs={self.rungs} does not fit {self.stages} stages: give one number, 1 or more, for each")
+        if self.mix and (len(self.mix) != self.stages or not all(0 < share < float("inf") for share in self.mix)):
             raise InputError(f"mix={self.mix} does not fit {self.stages} stages: give one number over 0 for each")
         if self.target == "z_next" and not self.rungs:
             raise InputError("target=z_next needs rungs=, the number of rungs in each stage, such as rungs=4,4")
@@ -101,14 +111,18 @@ class Config:
 
     def to_json(self) -> dict[str, Any]:
         """Plain lists, numbers and texts; ``from_json`` is the inverse."""
-        return {k: list(v) if isinstance(v, tuple) else v for k, v in asdict(self).items()}
+        plain = {k: list(v) if isinstance(v, tuple) else v for k, v in asdict(self).items()}
+        plain["options"] = {k: list(v) if isinstance(v, tuple) else v for k, v in self.options.items()}
+        return plain
 
     @staticmethod
     def from_json(stored: Mapping[str, Any]) -> Config:
         known = {f.name for f in fields(Config)}
         if unknown := set(stored) - known:
             raise InputError(f"the configuration holds {sorted(unknown)}, which this version of sfumato does not know")
-        return Config(**{k: tuple(v) if isinstance(v, list) else v for k, v in stored.items()})
+        values: dict[str, Any] = {k: tuple(v) if isinstance(v, list) else v for k, v in stored.items()}
+        values["options"] = {k: tuple(v) if isinstance(v, list) else v for k, v in stored.get("options", {}).items()}
+        return Config(**values)
 
 
 def _parse(key: str, text: str, kind: Any, default: Any) -> Any:
@@ -143,6 +157,7 @@ PRESETS: dict[str, Preset] = {
     "large": Preset(160, (384, 256, 128), (3, 3, 2), 4, {"batch": 64, "learning_rate": 5e-4}),
     "huge": Preset(256, (512, 384, 192, 128), (4, 3, 2, 2), 4, {"batch": 32, "learning_rate": 3e-4}),
 }
+LARGE = 32 * 32  # pixels of a feature map, above which widths are the outer levels' and nothing attends
 COARSEST = 7  # px: stages and levels halve down to this, not further
 
 
@@ -164,7 +179,16 @@ def preset(size: tuple[int, int], name: str | None = None) -> Config:
     # Every stage must fit a level, the coarsest too: with fewer levels than that, it is the stages that go.
     while stages > 1 and min(size) >> (stages - 1) < min(grid) >> (levels - 1):
         stages -= 1
-    options = {"channels": chosen.channels[:levels][::-1], "blocks": chosen.blocks[:levels][::-1], "patch": patch}
+    # Sizes that do not halve far leave the innermost level large: the widths and the attention for small maps are not for it.
+    inner = (grid[0] >> (levels - 1)) * (grid[1] >> (levels - 1))
+    begin = 0 if inner <= LARGE else len(chosen.channels) - levels
+    options: dict[str, Any] = {
+        "channels": chosen.channels[begin : begin + levels][::-1],
+        "blocks": chosen.blocks[begin : begin + levels][::-1],
+        "patch": patch,
+    }
+    if inner > LARGE:
+        options["attention"] = 0
     return Config(stages=stages, options=options, **chosen.changes)
 
 

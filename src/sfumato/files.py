@@ -19,6 +19,7 @@ from sfumato.errors import InputError
 _DAY = 86_400  # seconds
 
 _REASONS = {
+    errno.EEXIST: "that is a file, not a folder: give another path",
     errno.ENOSPC: "no space is left on the disk: free some, or write elsewhere",
     errno.EDQUOT: "the disk quota is used up: free some space, or write elsewhere",
     errno.EFBIG: "the file is larger than this disk allows: write elsewhere",
@@ -144,3 +145,11 @@ def _flush(temporary: Path) -> None:
         os.fsync(handle)
     finally:
         os.close(handle)
+
+
+def make_folder(path: Path) -> None:
+    """Make a folder and those above it; the errors are those of :func:`atomic`."""
+    try:
+        path.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise why_not_written(path, error) or InputError(f"cannot make the folder {str(path)!r}: {error}") from error

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from PIL import Image
 from torch import Tensor
 
 from sfumato import weights
@@ -15,6 +16,7 @@ from sfumato.config import Config
 from sfumato.denoisers import Denoiser
 from sfumato.devices import autocast_type, find_device
 from sfumato.errors import InputError, nearest
+from sfumato.film import film
 from sfumato.guidance import Guidance, guided
 from sfumato.ladder import Ladder
 from sfumato.samplers import SAMPLERS, Denoise, Noise, Rung, share_steps
@@ -61,16 +63,25 @@ class Generator:
         """Rebuild a generator from its tensors and the description beside them (see ``description``)."""
         try:
             if description["format"] != FORMAT:
-                raise InputError(f"{name} is of format {description['format']}, this sfumato reads format {FORMAT}: update it")
+                raise InputError(
+                    f"{name} is of format {description['format']}, this sfumato reads format {FORMAT}: update it"
+                )
             config = Config.from_json(description["config"])
             ladder = config.ladder(tuple(description["size"]), description["channels"])
             denoiser = config.denoiser(
-                ladder, len(description["classes"]), smooth_rms=description["smooth_rms"], sharp_rms=description["sharp_rms"]
+                ladder,
+                len(description["classes"]),
+                smooth_rms=description["smooth_rms"],
+                sharp_rms=description["sharp_rms"],
             )
             denoiser.load_state_dict(tensors)
-        except (KeyError, TypeError, RuntimeError) as error:
+        except InputError as error:
+            raise InputError(f"{name} cannot be used: {error}") from None
+        except (KeyError, TypeError, AttributeError, RuntimeError) as error:
             reason = str(error).splitlines()[0]
-            raise InputError(f"{name} is no sfumato model, or a damaged one ({reason}): train or copy it again") from None
+            raise InputError(
+                f"{name} is no sfumato model, or a damaged one ({reason}): train or copy it again"
+            ) from None
         return cls(denoiser, description["classes"], config, device)
 
     def description(self) -> dict[str, Any]:
@@ -121,7 +132,7 @@ class Generator:
         label: Labels = None,
         *,
         steps: int | Sequence[int] | None = None,
-        sampler: str = "heun",
+        sampler: str | None = None,
         guidance: float | Guidance | None = None,
         weak: Generator | None = None,
         seed: int = 0,
@@ -140,6 +151,10 @@ class Generator:
         Raises:
             InputError: an unknown label or sampler, impossible steps, guidance without labels.
         """
+        if n < 1:
+            raise InputError(f"n={n}: draw 1 image or more")
+        if sampler is None:
+            sampler = "euler" if self.config.sharing == "rung" else "heun"
         method = SAMPLERS.find(sampler)
         if sampler == "heun" and self.config.sharing == "rung":
             raise InputError("sampler 'heun' looks between the rungs, where a model with sharing=rung has no network: "
@@ -147,26 +162,36 @@ class Generator:
         shared = self._steps(steps)
         if guidance is None or isinstance(guidance, int | float):
             guidance = Guidance(1.0 if guidance is None else float(guidance))
-        labels = self.labels(n, label)
+        labels = self.labels(first + n)[first:] if label is None else self.labels(n, label)
         denoise = self._bound(labels)
         other = None
         if guidance.scale != 1:
             if weak is not None:
                 if weak.ladder != self.ladder or weak.classes != self.classes:
-                    raise InputError("the weak model must have the same images, ladder and labels as the model it guides")
+                    raise InputError(
+                        "the weak model must have the same images, ladder and labels as the model it guides"
+                    )
                 other = weak._bound(labels.to(weak.device))
             elif self.classes:
                 other = self._bound(torch.full((n,), len(self.classes)))
             else:
-                raise InputError("guidance needs labels, and this model was trained without: leave it out, or give a weak model")
+                raise InputError(
+                    "guidance needs labels, and this model was trained without: leave it out, or give a weak model"
+                )
         noise = Noise(seed, range(first, first + n), self.device)
         return _without_gradients(method(guided(denoise, other, guidance), self.ladder, noise, shared))
+
+    def film(self, n: int = 1, label: Labels = None, image: Tensor | None = None, **how: Any) -> Image.Image:
+        """Both directions of the chain as one picture; see ``film.film``."""
+        return film(self, n, label, image, **how)
 
     def labels(self, n: int, label: Labels = None) -> Tensor:
         """The (n,) int64 label numbers of a request; InputError for an unknown one, with the nearest name."""
         if label is None:
             count = len(self.classes)
             return torch.arange(n) % count if count else torch.zeros(n, dtype=torch.int64)
+        if isinstance(label, Tensor):
+            label = label.tolist()
         wanted = [label] * n if isinstance(label, str | int) else list(label)
         if len(wanted) != n:
             raise InputError(f"{len(wanted)} labels were given for {n} images: give one, or one for each")
@@ -183,7 +208,11 @@ class Generator:
 
     def _steps(self, steps: int | Sequence[int] | None) -> tuple[int, ...]:
         if self.config.rungs:
-            if steps is not None and (self.config.sharing == "rung") and tuple([steps] if isinstance(steps, int) else steps) != self.config.rungs:
+            if (
+                steps is not None
+                and (self.config.sharing == "rung")
+                and tuple([steps] if isinstance(steps, int) else steps) != self.config.rungs
+            ):
                 raise InputError(f"this model has one network for each rung, {self.config.rungs}: leave the steps out")
             steps = self.config.rungs if steps is None else steps
         if steps is None:
@@ -220,10 +249,15 @@ class Generator:
             (B, C, H, W) float32, in [0, 1] units (not clipped), on the device of x.
         """
         if tuple(x.shape[1:]) != self.ladder.shape(self.ladder.stages - 1):
-            raise InputError(f"images of shape {tuple(x.shape[1:])} do not fit this model: it takes {self.ladder.shape(self.ladder.stages - 1)}")
-        level = (2 * torch.as_tensor(sigma, dtype=torch.float32, device=self.device)).expand(len(x))
-        if not bool((level > 0).all()):
-            raise InputError("sigma must be over 0")
+            raise InputError(
+                f"images of shape {tuple(x.shape[1:])} do not fit this model: it takes {self.ladder.shape(self.ladder.stages - 1)}"
+            )
+        level = 2 * torch.as_tensor(sigma, dtype=torch.float32, device=self.device)
+        if level.shape not in ((), (len(x),)):
+            raise InputError(f"sigma of shape {tuple(level.shape)} does not fit {len(x)} images: give one, or one for each")
+        level = level.expand(len(x))
+        if not bool(((level > 0) & level.isfinite()).all()):
+            raise InputError("sigma must be over 0 and finite")
         labels = torch.full((len(x),), len(self.classes)) if label is None else self.labels(len(x), label)
         z = 2 * x.to(self.device, torch.float32) - 1
         with self.autocast():

@@ -66,6 +66,11 @@ def _per_image(value: Tensor | float, like: Tensor) -> Tensor:
     return value.reshape(-1, 1, 1, 1) if value.ndim else value
 
 
+def _as_level(sigma: Tensor | float) -> Tensor:
+    """A tensor as it is; a number in its full precision."""
+    return sigma if isinstance(sigma, Tensor) else torch.tensor(sigma, dtype=torch.float64)
+
+
 class Level(NamedTuple):
     """A rung of the ladder: the stage and the noise level within it."""
 
@@ -109,11 +114,16 @@ class Ladder:
         shared = (S_MAX, *(2.0 * (self.stages - k) / k for k in range(1, self.stages)))
         jumps = tuple(float(j) for j in self.jumps) or shared
         object.__setattr__(self, "jumps", jumps)
-        if len(jumps) != self.stages or any(not hi / 1 > lo / 2 > 0 for hi, lo in zip(jumps, jumps[1:], strict=False)):
+        if len(jumps) != self.stages or not all(
+            float("inf") > hi > lo / 2 >= 0 for hi, lo in zip(jumps, (*jumps[1:], 0.0), strict=True)
+        ) or 0.0 in jumps:
             raise InputError(f"jumps {jumps} do not fit {self.stages} stages: one a stage, each over half of the next")
         plain = tuple(float(p) for p in self.plain) or self.ends
         object.__setattr__(self, "plain", plain)
-        inside = all(e <= p < j for e, p, j in zip(self.ends, plain, jumps, strict=True)) if len(plain) == len(jumps) else False
+        inside = (
+            len(plain) == len(jumps)
+            and all(e <= p < j for e, p, j in zip(self.ends[1:], plain[1:], jumps[1:], strict=True))
+        )
         if not inside:
             raise InputError(f"plain levels {plain} do not lie between the ends {self.ends} and the jumps {jumps}")
 
@@ -132,7 +142,9 @@ class Ladder:
     def levels(self, steps: Sequence[int]) -> list[list[float]]:
         """For each stage, ``steps[k] + 1`` noise levels from ``J_k`` to ``end_k``, equally far apart in flow time."""
         if len(steps) != self.stages or min(steps) < 1:
-            raise InputError(f"steps {tuple(steps)} do not fit {self.stages} stages: give one number, 1 or more, a stage")
+            raise InputError(
+                f"steps {tuple(steps)} do not fit {self.stages} stages: give one number, 1 or more, a stage"
+            )
         levels = []
         for count, jump, end in zip(steps, self.jumps, self.ends, strict=True):
             ends = flow_time(torch.tensor([jump, end], dtype=torch.float64))
@@ -142,7 +154,7 @@ class Ladder:
 
     def detail(self, stage: int, sigma: Tensor | float) -> Tensor:
         """``r_k(s)``: how much of the detail is left, in [0, 1]; shape of sigma."""
-        sigma = torch.as_tensor(sigma)
+        sigma = _as_level(sigma)
         if stage == 0:
             return torch.ones_like(sigma)
         jump, plain = self.jumps[stage], self.plain[stage]
@@ -150,7 +162,7 @@ class Ladder:
 
     def detail_slope(self, stage: int, sigma: Tensor | float) -> Tensor:
         """``r_k'(s)``; at the kink ``s = plain_k`` the slope on the noisy side."""
-        sigma = torch.as_tensor(sigma)
+        sigma = _as_level(sigma)
         if stage == 0:
             return torch.zeros_like(sigma)
         jump, plain = self.jumps[stage], self.plain[stage]
@@ -189,8 +201,9 @@ class Ladder:
         at a boundary ``z = A z``, whose level is ``J_k / 2``.
         """
         stage, sigma = here
-        if there.stage > stage or (there.stage == stage and there.sigma < sigma):
-            raise ValueError(f"{there} is above {here}: down() only adds noise")
+        lowest = sigma if there.stage == stage else self.ends[there.stage]
+        if there.stage > stage or not lowest <= there.sigma <= self.jumps[there.stage] or sigma > self.jumps[stage]:
+            raise ValueError(f"{there} is not further down than {here}, or outside its stage: down() only adds noise")
         while stage > there.stage:
             z = pool(self._noisier(z, stage, sigma, self.jumps[stage], generator))
             stage, sigma = stage - 1, self.jumps[stage] / 2
@@ -220,13 +233,14 @@ class Ladder:
         """
         return repeat(z) + self.jumps[stage] * (noise - coarse(noise))
 
-    def slope(self, z: Tensor, x_hat: Tensor, stage: int, sigma: float) -> Tensor:
+    def slope(self, z: Tensor, x_hat: Tensor, stage: int, sigma: float, r_slope: float | None = None) -> Tensor:
         """The probability-flow ODE: ``dz/ds = r'(s) Q x^ + (z - P x^ - r Q x^) / s``."""
         if stage == 0:
             return (z - x_hat) / sigma
         smooth = coarse(x_hat)
         sharp = x_hat - smooth
-        r, r_slope = float(self.detail(stage, sigma)), float(self.detail_slope(stage, sigma))
+        r = float(self.detail(stage, sigma))
+        r_slope = float(self.detail_slope(stage, sigma)) if r_slope is None else r_slope
         return (z - smooth) / sigma + (r_slope - r / sigma) * sharp
 
     def glide(self, z: Tensor, x_hat: Tensor, stage: int, high: float, low: float) -> Tensor:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import math
 from pathlib import Path
 
@@ -11,7 +12,7 @@ from PIL import Image
 from torch import Tensor
 
 from sfumato.errors import InputError
-from sfumato.files import atomic
+from sfumato.files import atomic_write
 
 TILE = 96  # pixels: small images are enlarged by the largest whole factor that stays within this
 
@@ -19,7 +20,7 @@ _FORMATS = {".png": "PNG", ".jpg": "JPEG", ".jpeg": "JPEG", ".webp": "WEBP"}
 
 
 def to_bytes(images: Tensor | np.ndarray) -> np.ndarray:
-    """(N, C, H, W) floats in [0, 1] as (N, H, W, C) uint8, rounded, clipped (NaN is black); uint8 (N, H, W, C) arrays pass.
+    """(N, C, H, W) floats in [0, 1] as (N, H, W, C) uint8, rounded, clipped, NaN black; uint8 (N, H, W, C) arrays pass.
 
     C is 1, 3 or 4. Raises InputError for any other shape or type.
     """
@@ -74,16 +75,25 @@ def grid(
 def save(image: Image.Image, path: str | Path) -> None:
     """Write ``image`` as PNG, JPEG or WebP by the suffix of ``path``, whole or not at all.
 
-    JPEG and WebP are written at quality 95; transparency becomes white in a JPEG. Raises InputError for another suffix, a
-    missing folder, a path that is a folder, missing permission or a full disk.
+    JPEG and WebP are written at quality 95; transparency becomes white in a JPEG. Raises InputError for another suffix,
+    a missing folder, a path that is a folder, missing permission, a full disk, or a
+    picture too large for the format.
     """
     path = Path(path)
     kind = _FORMATS.get(path.suffix.lower())
     if kind is None and not path.is_dir():  # a folder is refused below, with its own sentence
         known = ", ".join(_FORMATS)
-        raise InputError(f"cannot write {str(path)!r}: its suffix {path.suffix!r} is no picture format; use one of {known}")
+        raise InputError(f"cannot write {str(path)!r}: its suffix {path.suffix!r} is no picture's; use one of {known}")
     if kind == "JPEG" and image.mode not in ("L", "RGB", "CMYK"):
         rgba = np.asarray(image.convert("RGBA"))
         image = Image.fromarray(on_white(rgba))
-    with atomic(path) as temporary:
-        image.save(temporary, format=kind, quality=95)
+    encoded = io.BytesIO()  # Pillow's own writing to a full disk fails without saying why
+    if kind is not None:
+        try:
+            image.save(encoded, format=kind, quality=95)
+        except (OSError, ValueError) as error:
+            raise InputError(
+                f"cannot write {str(path)!r}: {kind} cannot hold this picture of {image.width}x{image.height} ({error}); "
+                "save it as .png, or with fewer images"
+            ) from error
+    atomic_write(path, encoded.getvalue())

@@ -46,19 +46,28 @@ class Noise:
 
     def __post_init__(self) -> None:
         # Streams are drawn on the CPU: the same seed gives the same noise on every device.
-        self._streams = [torch.Generator().manual_seed(_mix(self.seed, i)) for i in self.indices]
+        self._streams = [torch.Generator().manual_seed(mix_seed(self.seed, i)) for i in self.indices]
 
     def __call__(self, shape: tuple[int, int, int]) -> Tensor:
         """The next (B, C, h, w) numbers."""
         return torch.stack([torch.randn(shape, generator=stream) for stream in self._streams]).to(self.device)
 
 
-def _mix(seed: int, index: int) -> int:
-    """One 63-bit seed from two numbers (the finaliser of SplitMix64), so that neighbouring streams are unrelated."""
-    mixed = (seed * 0x9E3779B97F4A7C15 + index + 1) & 0xFFFFFFFFFFFFFFFF
-    for shift, factor in ((30, 0xBF58476D1CE4E5B9), (27, 0x94D049BB133111EB)):
-        mixed = ((mixed ^ (mixed >> shift)) * factor) & 0xFFFFFFFFFFFFFFFF
-    return (mixed ^ (mixed >> 31)) >> 1
+def mix_seed(seed: int, index: int) -> int:
+    """One seed from two numbers; neighbours are unrelated, and no two indices under 2^32 of one seed collide.
+
+    (torch keeps 32 bits of a CPU generator's seed, so that seeds drawn at random would collide within 10^5 images.)
+    """
+    key = _scramble(seed & 0xFFFFFFFF) ^ _scramble((seed >> 32 & 0xFFFFFFFF) + 0x9E3779B9)
+    return _scramble(_scramble(index ^ key) + key)
+
+
+def _scramble(x: int) -> int:
+    """A bijection of 32-bit numbers: the finaliser of MurmurHash3."""
+    x &= 0xFFFFFFFF
+    x = (x ^ (x >> 16)) * 0x85EBCA6B & 0xFFFFFFFF
+    x = (x ^ (x >> 13)) * 0xC2B2AE35 & 0xFFFFFFFF
+    return x ^ (x >> 16)
 
 
 Sampler = Callable[[Denoise, Ladder, Noise, Sequence[int]], Iterator[Rung]]
@@ -121,8 +130,8 @@ def euler(denoise: Denoise, ladder: Ladder, noise: Noise, steps: Sequence[int]) 
 def heun(denoise: Denoise, ladder: Ladder, noise: Noise, steps: Sequence[int]) -> Iterator[Rung]:
     """Heun's second-order method in flow time; the last step to sigma 0 is Euler's (Karras et al. 2022, algorithm 1)."""
 
-    def velocity(z: Tensor, x_hat: Tensor, stage: int, sigma: float) -> Tensor:
-        return (1 + sigma) * ladder.slope(z, x_hat, stage, sigma) - z  # d(z / (1 + s)) / dn
+    def velocity(z: Tensor, x_hat: Tensor, stage: int, sigma: float, r_slope: float) -> Tensor:
+        return (1 + sigma) * ladder.slope(z, x_hat, stage, sigma, r_slope) - z  # d(z / (1 + s)) / dn
 
     def stage_steps(z: Tensor, stage: int, levels: list[float]) -> Iterator[Rung]:
         x_hat = z
@@ -134,7 +143,10 @@ def heun(denoise: Denoise, ladder: Ladder, noise: Noise, steps: Sequence[int]) -
                 z = guess
                 continue
             step = low / (1 + low) - high / (1 + high)  # in flow time
-            mean = (velocity(z, x_hat, stage, high) + velocity(guess, denoise(guess, low, stage), stage, low)) / 2
+            # r has a kink at plain_k: its mean slope keeps a step across it at second order.
+            r_slope = float(ladder.detail(stage, high) - ladder.detail(stage, low)) / (high - low)
+            again = denoise(guess, low, stage)
+            mean = (velocity(z, x_hat, stage, high, r_slope) + velocity(guess, again, stage, low, r_slope)) / 2
             z = (z / (1 + high) + step * mean) * (1 + low)
         yield Rung(stage, levels[-1], z, x_hat)
 
@@ -151,7 +163,9 @@ def dpmpp_2m(denoise: Denoise, ladder: Ladder, noise: Noise, steps: Sequence[int
 
     def stage_steps(z: Tensor, stage: int, levels: list[float]) -> Iterator[Rung]:
         x_hat = before = z
-        spans = [0.0] + [float(torch.log(torch.tensor(hi / lo))) if lo else 0.0 for hi, lo in zip(levels, levels[1:], strict=False)]
+        spans = [0.0] + [
+            float(torch.log(torch.tensor(hi / lo))) if lo else 0.0 for hi, lo in zip(levels, levels[1:], strict=False)
+        ]
         for i, (high, low) in enumerate(zip(levels, levels[1:], strict=False)):
             x_hat = denoise(z, high, stage)
             yield Rung(stage, high, z, x_hat)

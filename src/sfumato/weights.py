@@ -14,7 +14,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from sfumato.errors import InputError
-from sfumato.files import atomic, atomic_write
+from sfumato.files import atomic, atomic_write, make_folder
 
 MODEL = "model.safetensors"
 PICKLES = (".pt", ".pth", ".pkl", ".pickle", ".ckpt", ".bin")
@@ -26,7 +26,9 @@ def find(path: str | Path) -> Path:
         return _from_hub(str(path)[3:])
     path = Path(path)
     if path.suffix.lower() in PICKLES:
-        raise InputError(f"{path} is a pickle, which could run code when loaded: give a model.safetensors or its folder")
+        raise InputError(
+            f"{path} is a pickle, which could run code when loaded: give a model.safetensors or its folder"
+        )
     file = path / MODEL if path.is_dir() else path
     if not file.exists():
         there = f"there is no {MODEL} in {path}" if path.is_dir() else f"{path} does not exist"
@@ -41,7 +43,9 @@ def _from_hub(name: str) -> Path:
     try:
         return Path(hf_hub_download(name, MODEL))
     except (HfHubHTTPError, HFValidationError, OSError) as error:
-        raise InputError(f"hf:{name} cannot be fetched ({str(error).splitlines()[0]}): check the name and the network") from None
+        raise InputError(
+            f"hf:{name} cannot be fetched ({str(error).splitlines()[0]}): check the name and the network"
+        ) from None
 
 
 def write(folder: Path, tensors: Mapping[str, Tensor], description: Mapping[str, Any]) -> None:
@@ -54,7 +58,7 @@ def write_tensors(file: Path, tensors: Mapping[str, Tensor], description: Mappin
     """One safetensors file, in one piece, with its description and checksum in the header."""
     plain = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
     header = {"sfumato": json.dumps(description), "sha256": _digest(plain, description)}
-    file.parent.mkdir(parents=True, exist_ok=True)
+    make_folder(file.parent)
     with atomic(file) as beside:
         save_file(plain, beside, metadata=header)
 
@@ -81,6 +85,6 @@ def read(file: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
 def _digest(tensors: Mapping[str, Tensor], description: Mapping[str, Any]) -> str:
     digest = hashlib.sha256(json.dumps(description, sort_keys=True).encode())
     for name in sorted(tensors):
-        digest.update(name.encode())
+        digest.update(f"{name}\0{tensors[name].dtype}\0{tuple(tensors[name].shape)}\0".encode())
         digest.update(tensors[name].contiguous().flatten().view(torch.uint8).numpy().data)
     return digest.hexdigest()

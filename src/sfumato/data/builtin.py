@@ -8,6 +8,7 @@ import struct
 import zlib
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -28,7 +29,7 @@ def digits(split: str) -> ImageSet:
     """scikit-learn's 1,797 handwritten digits: 8x8, grey, 10 classes; a fixed 1,497 for training and 300 for test."""
     from sklearn.datasets import load_digits
 
-    raw = load_digits()
+    raw: Any = load_digits()
     images = np.rint(raw["images"] * (255 / 16)).astype(np.uint8)[..., None]  # (1797, 8, 8, 1), given as 0..16
     order = np.random.RandomState(0).permutation(len(images))  # this generator's numbers never change between versions
     chosen = order[:1497] if split == "train" else order[1497:]
@@ -40,7 +41,8 @@ def digits(split: str) -> ImageSet:
 def fashion_mnist(split: str) -> ImageSet:
     """Zalando's 60,000 + 10,000 articles of clothing: 28x28, grey, 10 classes (Xiao, Rasul and Vollgraf 2017).
 
-    Read from the four IDX files in the folder that $SFUMATO_FASHION_MNIST names, or of Debian's package, else from the Hub.
+    Read from the four IDX files in the folder that $SFUMATO_FASHION_MNIST names, or of Debian's package, else from
+    the Hub.
     """
     chosen = os.environ.get("SFUMATO_FASHION_MNIST")
     folder = Path(chosen).expanduser() if chosen else _DEBIAN
@@ -48,7 +50,9 @@ def fashion_mnist(split: str) -> ImageSet:
     files = [folder / f"{start}-images-idx3-ubyte.gz", folder / f"{start}-labels-idx1-ubyte.gz"]
     if missing := [file for file in files if not file.is_file()]:
         if chosen:
-            raise InputError(f"SFUMATO_FASHION_MNIST: {str(missing[0])!r} is missing; name the folder of the four IDX .gz files")
+            raise InputError(
+                f"SFUMATO_FASHION_MNIST: {str(missing[0])!r} is missing; name the folder of the four .gz files"
+            )
         hint = "install the Debian package dataset-fashion-mnist, or `pip install sfumato[hub]` with a network"
         data = _from_hub(_FASHION_ON_HUB, split, "fashion-mnist", hint)
         return replace(data, classes=_FASHION_CLASSES)
@@ -73,7 +77,7 @@ def cifar10(split: str) -> ImageSet:
 
         path = Path(chosen).expanduser()
         if not path.is_file():
-            raise InputError(f"SFUMATO_CIFAR10: {chosen!r} does not exist; name an .npz with x_train, y_train, x_test, y_test")
+            raise InputError(f"SFUMATO_CIFAR10: {chosen!r} does not exist; name an .npz with x_train, y_train, ...")
         return replace(load_npz(path, split=split), name="cifar10")
     hint = "name an .npz in SFUMATO_CIFAR10, or `pip install sfumato[hub]` with a network"
     return _from_hub(_CIFAR10_ON_HUB, split, "cifar10", hint)

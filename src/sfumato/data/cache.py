@@ -1,7 +1,8 @@
 """Decode once: uint8 images in a .npy file that later runs map into memory instead of decoding again.
 
-An entry is two files, ``SLOT-IDENTITY.npy`` (the images) and ``.json`` (what else is known about them), the second written
-last. A file that is missing, cut short or damaged is built again; a cache that cannot be written to costs only the speed.
+An entry is two files, ``SLOT-IDENTITY.npy`` (the images) and ``.json`` (what else is known about them), the second
+written last. A file that is missing, cut short or damaged is built again; a cache that cannot be written to costs only
+the speed.
 """
 
 from __future__ import annotations
@@ -41,9 +42,9 @@ def cache_folder() -> Path:
 def cached(slot: object, identity: object, build: Build) -> tuple[np.ndarray, dict[str, Any]]:
     """The images (N, H, W, C) uint8, as a read-only memory map, and the notes that ``build`` made of them.
 
-    ``slot`` says what is decoded and how (path, size, fit), ``identity`` in which state (file sizes and times): an entry
-    with another identity in the same slot is out of date and is removed. Both are JSON-ready. ``build`` runs only where
-    no sound entry is found; it may run twice (the second time in memory, when the cache turns out not to be writable).
+    ``slot`` says what is decoded and how (path, size, fit), ``identity`` in which state (file sizes and times): an
+    entry with another identity in the same slot is out of date and is removed. Both are JSON-ready. ``build`` runs only
+    where no sound entry is found; it may run twice (the second time in memory, when the cache cannot be written to).
     """
     key = json.dumps([VERSION, identity], sort_keys=True)
     try:
@@ -76,7 +77,7 @@ def cached(slot: object, identity: object, build: Build) -> tuple[np.ndarray, di
 
 
 def _in_memory(build: Build, why: Exception) -> tuple[np.ndarray, dict[str, Any]]:
-    warnings.warn(f"the cache of decoded images cannot be used ({why}); they are kept in memory this time", stacklevel=3)
+    warnings.warn(f"the cache of decoded images cannot be used ({why}): kept in memory this time", stacklevel=3)
     parts: list[np.ndarray] = []
     notes = build(parts.append)
     return np.concatenate(parts), notes

@@ -15,7 +15,7 @@ import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
 from sfumato.data.decode import Decoded, Progress
-from sfumato.data.fit import Size, check_fit, check_size, suggest_size
+from sfumato.data.fit import Size, check_fit, check_size
 from sfumato.data.imageset import ImageSet
 from sfumato.data.sources import SOURCES, SPLITS, existing, load
 from sfumato.pictures import grid, on_white
@@ -49,12 +49,13 @@ class Report:
         text = [f"{self.name}: {self.count} images"]
         text[0] += f", {len(self.classes)} classes" if self.classes else ", no labels"
         parts = ", ".join(f"{count} {split}" for split, count in self.splits.items())
-        text.append("splits: " + ("one for training and test alike (too few images to share out)" if self.shared else parts))
+        text.append("splits: " + ("the same images for training and test" if self.shared else parts))
         if len(self.common_sizes) == 1:
             text.append(f"sizes: all {_by(self.smallest)}")
         else:
             common = ", ".join(f"{_by(size)} ({count})" for size, count in self.common_sizes)
-            text.append(f"sizes: {_by(self.smallest)} to {_by(self.largest)}, median {_by(self.median)}; most common {common}")
+            span = f"{_by(self.smallest)} to {_by(self.largest)}, median {_by(self.median)}"
+            text.append(f"sizes: {span}; most common {common}")
         text.append("modes: " + ", ".join(f"{mode} ({count})" for mode, count in self.modes.items()))
         text.append(f"default: {self.suggested_size[1]}x{self.suggested_size[0]}, {self.channels} channel(s)")
         text += [f"class {name}: {count}" for name, count in self.classes.items()]
@@ -82,7 +83,8 @@ def check(
     decoded = _decoded(source, wanted, check_fit(fit), progress)
     if decoded is not None:
         return _of_files(_name(source), decoded)
-    sets = [source] if isinstance(source, ImageSet) else [load(source, split=split, size=size, fit=fit) for split in SPLITS]
+    # At native size: what is in the data is asked, not what a resizing makes of it.
+    sets = [source] if isinstance(source, ImageSet) else [load(source, split=split) for split in SPLITS]
     return _of_arrays(sets, wanted)
 
 
@@ -90,7 +92,7 @@ def preview(
     source: str | Path | ImageSet, *, size: int | tuple[int, int] | None = None, fit: str = "crop",
     progress: Progress | None = None,
 ) -> Image.Image:  # fmt: skip
-    """Training images as they are fed to a model: a row of 12 a class, at most 12 classes; without labels a square of them."""
+    """Training images as they are fed to a model: a row of 12 a class, at most 12 classes; without labels a square."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # the report says it better
         data = load(source, size=size, fit=fit, progress=progress)
@@ -139,11 +141,13 @@ def _of_files(name: str, decoded: Decoded) -> Report:
     notes = decoded.notes
     sizes = [(int(w), int(h)) for w, h in notes["sizes"]]
     counts = Counter(decoded.labels.tolist())
+    train = len(sizes) if notes["shared"] else notes["train"]
+    splits = {split: n for split, n in (("train", train), ("test", len(sizes) - train)) if n}
     return Report(
         name=name,
         count=len(sizes),
         classes={label: counts[i] for i, label in enumerate(decoded.classes)},
-        splits={"train": len(sizes)} if notes["shared"] else _without_empty(notes["train"], len(sizes) - notes["train"]),
+        splits=splits,
         shared=notes["shared"],
         smallest=min(sizes, key=lambda s: (min(s), s)),
         median=(median(w for w, _ in sizes), median(h for _, h in sizes)),
@@ -153,7 +157,7 @@ def _of_files(name: str, decoded: Decoded) -> Report:
         channels=decoded.images.shape[-1],
         unreadable=[(entry, why) for entry, why in notes["unreadable"]],
         duplicates=notes["duplicates"],
-        suggested_size=suggest_size(sizes),
+        suggested_size=tuple(notes["suggested"]),
         remarks=decoded.remarks,
     )
 
@@ -183,10 +187,6 @@ def _of_arrays(sets: Sequence[ImageSet], size: Size | None) -> Report:
         suggested_size=size or first.size,
         remarks=[],
     )
-
-
-def _without_empty(train: int, test: int) -> dict[str, int]:
-    return {split: count for split, count in (("train", train), ("test", test)) if count}
 
 
 def _name(source: str | Path | ImageSet) -> str:

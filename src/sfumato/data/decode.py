@@ -26,9 +26,8 @@ from sfumato.errors import InputError
 MOST_PIXELS = 64_000_000  # one image of more is taken for a decompression bomb
 # Named, because Pillow would also try formats that start other programs (EPS: Ghostscript).
 _FORMATS = ("PNG", "JPEG", "MPO", "WEBP", "BMP", "DIB", "GIF", "TIFF", "PPM", "TGA", "ICO", "JPEG2000", "AVIF", "QOI")
-SUFFIXES = frozenset(
-    ".png .apng .jpg .jpeg .jpe .jfif .webp .bmp .dib .gif .tif .tiff .ppm .pgm .pbm .pnm .tga .ico .jp2 .avif .qoi".split()
-)
+_ENDINGS = "png apng jpg jpeg jpe jfif webp bmp dib gif tif tiff ppm pgm pbm pnm tga ico jp2 avif qoi"
+SUFFIXES = frozenset(f".{ending}" for ending in _ENDINGS.split())
 _GREY_MODES = ("1", "L", "LA", "La", "I", "F", "I;16", "I;16B", "I;16L", "I;16N")
 _ORIENTATION = 0x0112  # EXIF tag; from 5 on the image is stored lying on its side
 _SEE_THROUGH = "sfumato:transparent"  # in an opened image's info: parts of it were transparent
@@ -40,7 +39,7 @@ Progress = Callable[[int, int], None]  # (images done, images in all)
 
 @dataclass(frozen=True)
 class Entry:
-    """One image to be: its name in messages, a path or a function that gives its bytes, label, and split if it is fixed."""
+    """One image to be: its name in messages, a path or a function that gives its bytes, its label and split."""
 
     name: str
     source: Path | Callable[[], bytes]
@@ -50,7 +49,7 @@ class Entry:
 
 @dataclass(frozen=True)
 class Decoded:
-    """A whole source decoded: all images, those for training first, and what was noted about them by ``decode_all``."""
+    """A whole source decoded: all images, those for training first, and the notes of ``decode_all`` about them."""
 
     images: np.ndarray  # (N, H, W, C) uint8
     notes: dict[str, Any]
@@ -65,7 +64,7 @@ class Decoded:
         return slice(0, self.notes["train"]) if split == "train" else slice(self.notes["train"], None)
 
     def to_set(self, name: str, split: str, where: str) -> ImageSet:
-        """The split as an ImageSet; says in warnings what was left out of ``where``. InputError when the split is empty."""
+        """The split as an ImageSet; warns of what was left out of ``where``. InputError when the split is empty."""
         unreadable = self.notes["unreadable"]
         if unreadable:
             warnings.warn(f"{where}: {skipped(unreadable, len(unreadable) + len(self.images))}", stacklevel=4)
@@ -104,7 +103,7 @@ def decode_cached(
 
     def build(append: Append) -> dict[str, Any]:
         notes = decode_all(entries, size, fit, append, progress)
-        if "labels" not in notes:
+        if not notes.get("labels"):
             name, reason = notes["unreadable"][0]
             raise InputError(
                 f"data {what!r}: none of its {len(entries)} images can be read (the first, {name}: {reason}); "
@@ -131,9 +130,9 @@ def decode_all(
 ) -> dict[str, Any]:
     """Decode ``entries`` to ``append``, training images first; what is unreadable is left out and listed.
 
-    Returns notes: size (H, W), train (how many of the images are for training), shared (True: one split serves as both),
-    grey (all images are grey: the first channel says all), labels, sizes [(width, height)], modes, unreadable
-    [(name, reason)], duplicates. Both splits are in an order drawn by name, so that any prefix is mixed over the classes.
+    Returns notes: size (H, W) used, the one suggested, train (how many images are for training), shared (one split serves
+    as both), grey (all images are grey: the first channel says all), labels, sizes [(width, height)], modes, unreadable
+    [(name, reason)], duplicates. Each split is in an order drawn by name: any prefix is mixed over the classes.
     """
     unreadable: list[tuple[str, str]] = []
     headers: list[tuple[Entry, tuple[int, int], str]] = []
@@ -145,7 +144,8 @@ def decode_all(
                 headers.append((entry, *header))
         if not headers:
             return {"unreadable": unreadable}
-        target = size or suggest_size([s for _, s, _ in headers])
+        suggested = suggest_size([s for _, s, _ in headers])
+        target = size or suggested
         work = _or_reason(lambda entry: _decode(entry, target, fit))
         headers.sort(key=lambda header: _order(header[0]))
         channels = 1 if all(mode in _GREY_MODES for _, _, mode in headers) else 3
@@ -176,6 +176,7 @@ def decode_all(
     shared = not fixed and (count < SPLIT_FROM or train in (0, count))
     return {
         "size": target,
+        "suggested": suggested,
         "train": train,
         "shared": shared,
         "grey": grey,
@@ -188,14 +189,14 @@ def decode_all(
 
 
 def hash_split(name: str) -> str:
-    """"test" for about one name in ten, "train" for the rest; a name's split never changes, whatever else is added."""
+    """ "test" for about one name in ten, "train" for the rest; a name's split never changes, whatever else is added."""
     return "test" if _draw("split", name) % 10 == 0 else "train"
 
 
 def open_image(source: Path | bytes, most: Size | None = None) -> Image.Image:
     """The first frame as it is meant to be seen, in mode L or RGB: upright, transparency on white, 16 bits scaled to 8.
 
-    ``most``: (H, W) that is enough; a JPEG is then decoded at a lower resolution, not below twice that, where it is larger.
+    ``most``: (H, W) that is enough; a larger JPEG is then decoded at a lower resolution, not below twice that.
     Raises Unreadable.
     """
     with _opened(source) as image:
@@ -225,7 +226,7 @@ def _to_grey_or_rgb(image: Image.Image, kind: str | None) -> Image.Image:
 
 
 def _to_8_bits(values: np.ndarray, sixteen: bool) -> np.ndarray:
-    """Grey values of 16 or 32 bits or floats as uint8. Where the file does not say how far they run, the largest does."""
+    """Grey values of 16 or 32 bits or floats as uint8; the largest says how far they run where the file does not."""
     values = np.nan_to_num(values.astype(np.float64), nan=0.0, posinf=0.0, neginf=0.0)
     top = values.max()
     white = 65535 if sixteen or 255 < top <= 65535 else top if top > 65535 else 255 if top > 1 else 1
@@ -254,7 +255,7 @@ def _decode(entry: Entry, size: Size, fit: str) -> _Pixels:
 
 @contextmanager
 def _opened(source: Path | bytes) -> Iterator[Image.Image]:
-    """A Pillow image whose header was read and whose size is sane; every failure, inside the block too, is Unreadable."""
+    """A Pillow image with a sound header and a sane size; every failure, inside the block too, is Unreadable."""
     try:
         with Image.open(io.BytesIO(source) if isinstance(source, bytes) else source, formats=_formats()) as image:
             width, height = image.size

@@ -25,7 +25,7 @@ def check_fit(fit: str) -> str:
 
 def check_size(size: int | tuple[int, int]) -> Size:
     """``size`` (one side of a square, or (H, W)) as (H, W), each even and from 8 to 1024; InputError otherwise."""
-    pair = (size, size) if isinstance(size, (int, np.integer)) else tuple(size)
+    pair = tuple(size) if isinstance(size, (tuple, list)) else (size, size)
     if len(pair) != 2 or not all(isinstance(s, (int, np.integer)) for s in pair):
         raise InputError(f"size {size!r} is neither one whole number nor (height, width): give for example 32")
     for side in pair:
@@ -47,18 +47,20 @@ def suggest_size(sizes: list[tuple[int, int]]) -> Size:
     return side, side
 
 
-def fit_image(image: Image.Image, size: Size, fit: str, *, enlarge: bool = True, colour: np.ndarray | None = None) -> np.ndarray:
+def fit_image(
+    image: Image.Image, size: Size, fit: str, *, enlarge: bool = True, colour: np.ndarray | None = None
+) -> np.ndarray:
     """``image`` (mode L, RGB or RGBA) at ``size`` as (H, W, C) uint8.
 
-    "crop" scales until the image covers the size and keeps the centre. "pad" scales until it fits inside (with ``enlarge``
-    False only downwards) and surrounds it with ``colour``, (C,) uint8; by default the median of the image's border.
+    "crop" scales until the image covers the size and keeps the centre. "pad" scales until it fits inside (with
+    ``enlarge`` False only downwards) and surrounds it with ``colour``, (C,) uint8; by default the image's median border.
     """
     height, width = size
     if image.size == (width, height):
         return _array(image)
     if fit == "crop":
         scale = max(width / image.width, height / image.height)
-        # Only the part that is kept is resampled: scaling all of a very long image first could need any amount of memory.
+        # Only the part that is kept is resampled: to scale all of a very long image could need any amount of memory.
         w, h = min(width / scale, image.width), min(height / scale, image.height)
         x, y = (image.width - w) / 2, (image.height - h) / 2
         box = (x, y, x + w, y + h)

@@ -97,7 +97,9 @@ def _scan_split(scan: Scan, root: Path, folder: Path, split: str | None) -> None
         scan.remarks.append(f"images beside the class folders are not used: {_some([file.name for file in files])}")
 
 
-def _walk(folder: Path, above: tuple[tuple[int, int], ...], seen: set[tuple[int, int]], remarks: list[str]) -> Iterator[Path]:
+def _walk(
+    folder: Path, above: tuple[tuple[int, int], ...], seen: set[tuple[int, int]], remarks: list[str]
+) -> Iterator[Path]:
     """All image files below, each real folder once, so that a link to a folder above does not lead round for ever."""
     try:
         status = folder.stat()
@@ -148,7 +150,8 @@ def _relative(file: Path, root: Path) -> str:
 
 def _natural(name: str) -> list[tuple[int, int, str]]:
     """Sort key: "class10" after "class9"."""
-    return [(0, int(p), "") if p.isdecimal() else (1, 0, p.lower()) for p in re.split(r"(\d+)", name) if p] + [(2, 0, name)]
+    parts = [part for part in re.split(r"(\d+)", name) if part]
+    return [(0, int(part), "") if part.isdecimal() else (1, 0, part.lower()) for part in parts] + [(2, 0, name)]
 
 
 def _some(names: Sequence[str]) -> str:

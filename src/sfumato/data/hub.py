@@ -69,7 +69,7 @@ def _fetch(source: str, name: str) -> list[tuple[str | None, Any]]:
         ) from error
     try:
         tables = datasets.load_dataset(name)
-    except Exception as error:  # no network, no such set, no right to it, a script that is not run: all the user's matter
+    except Exception as error:  # no network, no such set, no right to it, ...
         reason = str(error).strip().split("\n")[0][:160]
         raise InputError(f"data {source!r} cannot be fetched ({reason}): check the name and the network") from error
     if not isinstance(tables, Mapping):

@@ -15,7 +15,9 @@ from sfumato.errors import InputError
 
 
 def load_npz(path: Path, *, split: str = "train") -> ImageSet:
-    """``x_train``, ``y_train``, ``x_test``, ``y_test`` or ``images``, ``labels``; and ``classes`` (names), where they are there.
+    """``x_train``, ``y_train``, ``x_test``, ``y_test``, or ``images``, ``labels``; and ``classes``, their names.
+
+    Only the images are required.
 
     Images: (N, H, W) or (N, H, W, C), C in {1, 3, 4}, uint8 or floats in [0, 1]. Labels: (N,) whole numbers from 0.
     Without ``x_test`` a fixed tenth is the test split when there are 50 images or more; of fewer, all serve as both.
@@ -65,7 +67,7 @@ def _images(path: Path, key: str, x: np.ndarray) -> np.ndarray:
         x = x[..., None]
     if x.ndim != 4 or x.shape[-1] not in (1, 3, 4):
         turn = "; its channels come first: transpose(0, 2, 3, 1)" if x.ndim == 4 and x.shape[1] in (1, 3, 4) else ""
-        raise InputError(f"{str(path)!r}: {key!r} must be (N, H, W) or (N, H, W, C) with C 1, 3 or 4, not {x.shape}{turn}")
+        raise InputError(f"{str(path)!r}: {key!r} must be (N, H, W) or (N, H, W, 1|3|4), not {x.shape}{turn}")
     if 0 in x.shape:
         raise InputError(f"{str(path)!r}: {key!r} holds no pixels {x.shape}; give at least one image")
     if x.dtype == np.uint8:

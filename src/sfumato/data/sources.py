@@ -38,8 +38,9 @@ def load(
     ``source``: a built-in name (``SOURCES``), a folder of images (class sub-folders, or unlabelled), an ``.npz`` file,
     ``hf:owner/name``, or an ImageSet, which is returned (brought to ``size``, its split unchanged).
     ``split``: "train" or "test". Sets that come without a test split get a fixed one of about a tenth when there are 50
-    images or more; of fewer, all serve as both. ``size``: a side or (H, W), each even and from 8 to 1024. Default: native
-    size where all images share one, else the median shorter side rounded down to a multiple of 8, at most 64.
+    images or more; of fewer, all serve as both. ``size``: a side or (H, W), each even and from 8 to 1024. Default:
+    the own size of arrays, and of files that share one up to 64; else the median shorter side rounded down to a
+    multiple of 8, from 8 to 64.
     ``fit``: "crop" covers the size and keeps the centre, "pad" fits inside and fills with the background colour; sets
     that are arrays already are never enlarged by "pad". ``progress``: called with (images done, images in all).
 
@@ -82,7 +83,7 @@ def existing(source: str | Path) -> Path:
     except OSError as error:  # a name too long, or a folder on the way that may not be entered
         raise InputError(f"data {text!r} cannot be opened ({error.strerror}): give another path") from error
     if there:
-        raise InputError(f"data {text!r} is neither a folder nor an .npz file: give a folder of images (unpack archives)")
+        raise InputError(f"data {text!r} is neither a folder nor an .npz file: give a folder (unpack archives)")
     if isinstance(source, Path) or path.name != text or path.suffix:  # looks like a path
         raise InputError(f"data {text!r} does not exist: check the path, or use a built-in set ({', '.join(SOURCES)})")
     raise InputError(f"unknown data source {text!r}, and no folder of that name is here: {nearest(text, SOURCES)}")

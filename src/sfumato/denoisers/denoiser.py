@@ -59,7 +59,9 @@ class Denoiser(nn.Module):
             served = [range(stage, stage + 1) for stage, count in enumerate(copies) for _ in range(count)]
         try:
             self.networks = nn.ModuleList(build(ladder, classes, one, **dict(options or {})) for one in served)
-        except TypeError as error:
+        except InputError:
+            raise
+        except (TypeError, ValueError, ArithmeticError, RuntimeError) as error:
             raise InputError(f"network {network!r} cannot be built: {error}") from None
 
     def forward(
@@ -77,7 +79,8 @@ class Denoiser(nn.Module):
             label = torch.full((len(z),), self.classes, device=z.device)
         if detail is None:
             detail = self.ladder.detail(stage, sigma)
-        rms = (self.smooth_rms[stage] ** 2 + self.sharp_rms[stage] ** 2 * detail**2 + sigma**2).sqrt()
+        share = 0.25 if stage else 1.0  # of all dimensions that P holds
+        rms = (share * self.smooth_rms[stage] ** 2 + (1 - share) * (self.sharp_rms[stage] * detail) ** 2 + sigma**2).sqrt()
         output = self._network(stage, sigma)(
             (z / rms[:, None, None, None]).contiguous(memory_format=torch.channels_last), sigma, detail, stage, label
         ).float()
@@ -114,4 +117,3 @@ def _precondition(rms: float, detail: Tensor, sigma: Tensor) -> tuple[Tensor, Te
     total = (detail * rms) ** 2 + sigma**2
     skip, out = detail * rms**2 / total, sigma * rms / total.sqrt()
     return skip[:, None, None, None], out[:, None, None, None]
-

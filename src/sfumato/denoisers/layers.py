@@ -47,7 +47,7 @@ class Attention(nn.Module):
 
     def __init__(self, channels: int, head_width: int = 64) -> None:
         super().__init__()
-        self.heads = max(channels // head_width, 1)
+        self.heads = next(h for h in range(max(channels // head_width, 1), 0, -1) if channels % h == 0)
         self.norm = group_norm(channels)
         self.qkv = nn.Linear(channels, 3 * channels)
         self.out = zero(nn.Linear(channels, channels))
@@ -72,12 +72,16 @@ class LevelEmbedding(nn.Module):
 
     def __init__(self, width: int, stages: int, classes: int) -> None:
         super().__init__()
+        self.frequencies: Tensor
         self.register_buffer("frequencies", torch.exp(torch.linspace(0, math.log(64), 16)), persistent=False)
         self.stage = nn.Embedding(stages, width)
         self.label = nn.Embedding(classes + 1, width)
-        nn.init.zeros_(self.label.weight)
         self.level = nn.Linear(2 * 2 * 16, width)
         self.out = nn.Linear(width, width)
+        for layer in (self.level, self.out):
+            nn.init.normal_(
+                layer.weight, std=(2 / layer.in_features) ** 0.5
+            )  # so that what it is told is heard at once
 
     def forward(self, sigma: Tensor, detail: Tensor, stage: int, label: Tensor) -> Tensor:
         """sigma, detail (B,) float; label (B,) int64 -> (B, width)."""

@@ -25,6 +25,7 @@ class Block(nn.Module):
         super().__init__()
         self.first = nn.Conv2d(channels, channels, 3, padding=1, bias=False)
         self.norm = group_norm(channels)
+        nn.init.normal_(self.first.weight, std=(9 * channels) ** -0.5)
         self.second = zero(nn.Conv2d(channels, channels, 3, padding=1))
 
     def forward(self, x: Tensor, shift: Tensor) -> Tensor:
@@ -92,12 +93,17 @@ class NestedUNet(nn.Module):
     ) -> None:
         super().__init__()
         if len(blocks) != len(channels) or not channels:
-            raise InputError(f"blocks {tuple(blocks)} and channels {tuple(channels)} must be as many: one for each level")
+            raise InputError(
+                f"blocks {tuple(blocks)} and channels {tuple(channels)} must be as many: one for each level"
+            )
+        if min(*channels, *blocks, width) < 1:
+            raise InputError(f"channels={tuple(channels)}, blocks={tuple(blocks)} and width={width} must be 1 or more")
         self.places = _places(ladder, patch, len(channels))
         levels = range(min(self.places[stage].level for stage in serves), len(channels))
         self.embed = LevelEmbedding(width, ladder.stages, classes)
         self.widths = {level: [channels[level]] * (2 * blocks[level]) for level in levels}
         self.shifts = nn.Linear(width, sum(map(sum, self.widths.values())))
+        nn.init.normal_(self.shifts.weight, std=0.5 * width**-0.5)
         self.inward, self.outward, self.attention = nn.ModuleDict(), nn.ModuleDict(), nn.ModuleDict()
         self.sink, self.rise = nn.ModuleDict(), nn.ModuleDict()
         for level in levels:
@@ -150,13 +156,17 @@ def _places(ladder: Ladder, patch: int, levels: int) -> list[Place]:
     height, width = ladder.size
     unit = patch * 2 ** (levels - 1)
     if patch < 1 or height % unit or width % unit:
-        raise InputError(f"{levels} levels in patches of {patch} do not fit {height}x{width}: set fewer channels= or a smaller patch=")
+        raise InputError(
+            f"{levels} levels in patches of {patch} do not fit {height}x{width}: set fewer channels= or a smaller patch="
+        )
     sizes = [(height // patch >> level, width // patch >> level) for level in range(levels)]
     places = []
     for stage in range(ladder.stages):
         _, height, width = ladder.shape(stage)
         tried = [p for p in range(patch, 0, -1) if height % p == 0 and (height // p, width // p) in sizes]
         if not tried:
-            raise InputError(f"stage {stage} ({height}x{width}) fits none of the levels {sizes}: set more channels= or fewer stages=")
+            raise InputError(
+                f"stage {stage} ({height}x{width}) fits none of the levels {sizes}: set more channels= or fewer stages="
+            )
         places.append(Place(tried[0], sizes.index((height // tried[0], width // tried[0]))))
     return places

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import importlib.util
 import json
+import math
+import os
 import time
 from collections.abc import Iterator, Mapping
 from contextlib import ExitStack
@@ -116,7 +118,19 @@ def training_steps(
     run = Run(config, dataset, chosen_device, seed)
     identity = _identity(config, dataset, seed)
     _restore(run, out, identity)
+    _check_writable(out)
     return _steps(run, budget, out, identity)
+
+
+def _check_writable(out: Path) -> None:
+    """A place that cannot be written to is known before any work is done; nothing is left behind."""
+    there = out
+    while not there.exists() and there != there.parent:
+        there = there.parent
+    if not there.is_dir():
+        raise InputError(f"{out} cannot be made, for {there} is a file: give another --out")
+    if not os.access(there, os.W_OK | os.X_OK):
+        raise InputError(f"{out} cannot be written, permission to {there} is denied: give another --out")
 
 
 def _config(dataset: ImageSet, name: str | None, settings: Mapping[str, str] | None) -> Config:
@@ -145,7 +159,9 @@ def _restore(run: Run, out: Path, identity: dict[str, Any]) -> None:
     tensors, stored = weights.read(file)
     differences = _differences(stored.get("identity", {}), identity)
     if differences:
-        raise InputError(f"{out} holds another run ({'; '.join(differences)}): give another --out, or the same command as before")
+        raise InputError(
+            f"{out} holds another run ({'; '.join(differences)}): give another --out, or the same command as before"
+        )
     try:
         run.restore(tensors, stored["numbers"])
     except (KeyError, RuntimeError, TypeError) as error:
@@ -168,13 +184,15 @@ def _steps(run: Run, budget: Budget, out: Path, identity: dict[str, Any]) -> Ite
     began = time.perf_counter() - run.seconds
     shown: list[float] = []
     saved = logged = time.perf_counter()
-    unsaved = False
+    unsaved, whole = False, True
     images_before, seconds_before = run.images, run.seconds
     with ExitStack() as stack:
         board = _board(out, stack)
         try:
             while (fraction := budget.fraction(run.seconds, run.images, run.step)) < 1:
+                whole = False
                 outcome = run.advance(fraction)
+                whole = True
                 run.seconds = time.perf_counter() - began
                 unsaved = True
                 if run.failures >= GIVE_UP:
@@ -186,7 +204,8 @@ def _steps(run: Run, budget: Budget, out: Path, identity: dict[str, Any]) -> Ite
                 after = budget.fraction(run.seconds, run.images, run.step)
                 speed = (run.images - images_before) / max(run.seconds - seconds_before, 1e-9)
                 progress = Progress(
-                    run.step, run.images, run.seconds, sum(shown), tuple(shown), speed, min(after, 1.0), run.skipped,
+                    run.step, run.images, run.seconds, sum(shown) if shown else math.nan,
+                    tuple(shown) or (math.nan,) * len(outcome.stage_losses), speed, min(after, 1.0), run.skipped,
                     run.learning_rate(fraction),
                 )  # fmt: skip
                 now = time.perf_counter()
@@ -202,14 +221,14 @@ def _steps(run: Run, budget: Budget, out: Path, identity: dict[str, Any]) -> Ite
                     run.seconds = saved - began
                 yield progress
         except (KeyboardInterrupt, GeneratorExit):
-            if unsaved:
+            if unsaved and whole:  # half a step cannot be gone on from: the last checkpoint can
                 _save(run, out, identity)
             raise
 
 
 def _smooth(shown: list[float], outcome: Outcome) -> list[float]:
     if not outcome.finite:
-        return shown or list(outcome.stage_losses)
+        return shown
     if not shown:
         return list(outcome.stage_losses)
     return [SMOOTHING * old + (1 - SMOOTHING) * new for old, new in zip(shown, outcome.stage_losses, strict=True)]
@@ -235,12 +254,21 @@ def _grid(run: Run, out: Path) -> None:
 def _log(out: Path, progress: Progress, board: Any) -> None:
     out.mkdir(parents=True, exist_ok=True)
     with (out / "log.jsonl").open("a") as log:
-        log.write(json.dumps(asdict(progress)) + "\n")
+        log.write(json.dumps(_finite(asdict(progress)), allow_nan=False) + "\n")
     if board is not None:
         board.add_scalar("loss", progress.loss, progress.step)
         for stage, loss in enumerate(progress.stage_losses):
             board.add_scalar(f"loss/stage_{stage}", loss, progress.step)
         board.add_scalar("images_per_second", progress.images_per_second, progress.step)
+
+
+def _finite(value: Any) -> Any:
+    """JSON has no nan: null stands for it."""
+    if isinstance(value, dict):
+        return {k: _finite(v) for k, v in value.items()}
+    if isinstance(value, tuple | list):
+        return [_finite(v) for v in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
 def _board(out: Path, stack: ExitStack) -> Any:

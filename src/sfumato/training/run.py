@@ -12,8 +12,9 @@ from sfumato.config import Config
 from sfumato.data import ImageSet
 from sfumato.devices import autocast_type
 from sfumato.generator import Generator
-from sfumato.samplers import _mix as mix
+from sfumato.samplers import mix_seed
 from sfumato.training.objective import drop_labels, gamma_of_width, measure, stage_loss
+from sfumato.training.optimizer import optimizers
 
 MEASURED = 4096  # images from which the data's root mean squares are taken
 BACK_OFF = 3  # steps in a row without a finite loss after which the learning rate is halved
@@ -42,26 +43,19 @@ class Run:
     def __init__(self, config: Config, data: ImageSet, device: torch.device, seed: int) -> None:
         self.config, self.data, self.device, self.seed = config, data, device, seed
         ladder = config.ladder(data.size, data.channels)
-        torch.manual_seed(mix(seed, 0))
         some = torch.randperm(len(data), generator=torch.Generator().manual_seed(0))[:MEASURED].sort().values
         smooth, sharp = measure(2 * data.pixels(some.numpy()) - 1, ladder)
         classes = len(data.classes)
         build: dict[str, Any] = {"smooth_rms": smooth, "sharp_rms": sharp}
-        self.denoiser = config.denoiser(ladder, classes, **build).to(device, memory_format=torch.channels_last)  # type: ignore[call-overload]
-        self.average = config.denoiser(ladder, classes, **build).to(device, memory_format=torch.channels_last)  # type: ignore[call-overload]
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(mix_seed(seed, 0))
+            self.denoiser = config.denoiser(ladder, classes, **build).to(device, memory_format=torch.channels_last)  # type: ignore[call-overload]
+            self.average = config.denoiser(ladder, classes, **build).to(device, memory_format=torch.channels_last)  # type: ignore[call-overload]
         self.average.load_state_dict(self.denoiser.state_dict())
         self.average.requires_grad_(False)
         self.parameters = dict(self.denoiser.named_parameters())
         self.averages = dict(self.average.named_parameters())
-        self.optimizer = torch.optim.AdamW(
-            [
-                {"params": [p for p in self.parameters.values() if p.ndim > 1], "weight_decay": config.weight_decay},
-                {"params": [p for p in self.parameters.values() if p.ndim <= 1], "weight_decay": 0.0},
-            ],
-            lr=config.learning_rate,
-            betas=(0.9, 0.99),
-            fused=True,
-        )
+        self.optimizers = optimizers(self.denoiser, config)
         self.gamma = gamma_of_width(config.ema)
         self.step = 0
         self.updates = 0  # steps that moved the weights
@@ -86,9 +80,10 @@ class Run:
 
     def advance(self, fraction: float) -> Outcome:
         """One step: a batch for each stage, one update of the weights and of their average."""
-        for group in self.optimizer.param_groups:
-            group["lr"] = self.learning_rate(fraction)
-        generator = torch.Generator().manual_seed(mix(self.seed, self.step + 1))
+        for optimizer in self.optimizers:
+            for group in optimizer.param_groups:
+                group["lr"] = self.learning_rate(fraction) * group["factor"]
+        generator = torch.Generator().manual_seed(mix_seed(self.seed, self.step + 1))
         losses = []
         for stage, count in enumerate(self.counts):
             x, label = self._batch(count, generator)
@@ -97,9 +92,10 @@ class Run:
             loss.backward()
             losses.append(loss.detach())
         norm = torch.nn.utils.clip_grad_norm_(self.denoiser.parameters(), self.config.clip)
-        finite = bool(torch.isfinite(norm))
+        finite = bool(torch.isfinite(norm)) and all(bool(torch.isfinite(loss)) for loss in losses)
         if finite:
-            self.optimizer.step()
+            for optimizer in self.optimizers:
+                optimizer.step()
             self.updates += 1
             self._average()
             self.failures = 0
@@ -108,7 +104,7 @@ class Run:
             self.failures += 1
             if self.failures % BACK_OFF == 0:
                 self.rate_factor /= 2
-        self.optimizer.zero_grad(set_to_none=True)
+        self.denoiser.zero_grad(set_to_none=True)
         self.step += 1
         self.images += sum(self.counts)
         return Outcome(tuple(float(loss) for loss in losses), finite)
@@ -130,7 +126,9 @@ class Run:
         """Power-function average: weight ``(1 - 1/t)^(gamma + 1)`` on what was before (EDM2, equation 13)."""
         keep = (1 - 1 / self.updates) ** (self.gamma + 1)
         with torch.no_grad():
-            torch._foreach_lerp_(list(self.averages.values()), list(self.parameters.values()), 1 - keep)
+            torch._foreach_lerp_(  # pyright: ignore[reportPrivateImportUsage]
+                list(self.averages.values()), list(self.parameters.values()), 1 - keep
+            )
 
     # -- state ------------------------------------------------------------------------------------------------------
 
@@ -143,25 +141,25 @@ class Run:
         """Weights, averages and moments by name."""
         found = {f"weight.{name}": p.detach() for name, p in self.parameters.items()}
         found |= {f"average.{name}": p.detach() for name, p in self.averages.items()}
-        for name, parameter in self.parameters.items():
-            for key, value in self.optimizer.state.get(parameter, {}).items():
-                found[f"{key}.{name}"] = value
+        names = {parameter: name for name, parameter in self.parameters.items()}
+        for optimizer in self.optimizers:
+            for parameter, state in optimizer.state.items():
+                found |= {f"{key}.{names[parameter]}": value for key, value in state.items()}
         return found
 
     def restore(self, tensors: dict[str, Tensor], numbers: dict[str, Any]) -> None:
         """The inverse of ``tensors`` and ``numbers``; KeyError or RuntimeError where they do not fit."""
+        names = {parameter: name for name, parameter in self.parameters.items()}
         with torch.no_grad():
             for name, parameter in self.parameters.items():
                 parameter.copy_(tensors[f"weight.{name}"])
                 self.averages[name].copy_(tensors[f"average.{name}"])
-                if f"exp_avg.{name}" in tensors:
-                    # Only the moments take their parameter's layout: the step counter is a scalar on the CPU.
-                    self.optimizer.state[parameter] = {
-                        "step": tensors[f"step.{name}"].clone(),
-                        **{
-                            key: torch.empty_like(parameter).copy_(tensors[f"{key}.{name}"])
-                            for key in ("exp_avg", "exp_avg_sq")
-                        },
-                    }
+        for optimizer in self.optimizers:
+            for parameter in (p for group in optimizer.param_groups for p in group["params"]):
+                for key in ("step", "exp_avg", "exp_avg_sq", "momentum"):
+                    stored = tensors.get(f"{key}.{names[parameter]}")
+                    if stored is not None:
+                        like = parameter if stored.shape == parameter.shape else stored
+                        optimizer.state[parameter][key] = torch.empty_like(like).copy_(stored)
         for name in self.NUMBERS:
             setattr(self, name, numbers[name])

@@ -1,0 +1,40 @@
+# make install | demo | test | lint: each makes .venv first, where it is missing or out of date.
+
+PYTHON ?= python3
+# torch goes in first and pinned, by its plain name: whatever comes later finds it there and cannot pull in another build.
+# The project runs on the CPU build. Where your package index offers a CUDA build under that name, and you do not want its
+# gigabytes, put the CPU build's index or file here: make install TORCH="torch==2.13.0 --index-url URL".
+TORCH ?= torch==2.13.0
+
+VENV := .venv
+BIN := $(VENV)/bin
+STAMP := $(VENV)/.installed
+
+.PHONY: install demo test lint clean
+.DELETE_ON_ERROR:
+
+install: $(STAMP)
+	@echo "sfumato is installed in $(VENV); next: make demo, or $(BIN)/sfumato --help"
+
+# The stamp is touched last, so an interrupted installation is done again; pip then finds most of it there.
+$(STAMP): pyproject.toml
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null || { \
+	  echo "make: $(PYTHON) is missing or older than Python 3.11: install 3.11 or 3.12, or name one, as in make install PYTHON=python3.12" >&2; exit 2; }
+	@$(BIN)/python -m pip --version >/dev/null 2>&1 || $(PYTHON) -m venv --clear $(VENV)
+	$(BIN)/python -m pip install --quiet $(TORCH)
+	$(BIN)/python -m pip install --quiet --editable '.[dev,metrics]'
+	@touch $(STAMP)
+
+demo: $(STAMP)
+	$(BIN)/sfumato demo
+
+test: $(STAMP)
+	$(BIN)/python -m pytest -q
+
+lint: $(STAMP)
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/pyright
+
+clean:
+	rm -rf $(VENV) .pytest_cache .ruff_cache .hypothesis build dist src/*.egg-info

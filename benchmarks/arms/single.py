@@ -1,0 +1,19 @@
+"""sfumato with one stage: the same network, training and samplers, always at the full resolution."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from benchmarks.arms import ladder
+from benchmarks.arms.ladder import evaluations, sample
+from sfumato.data import ImageSet
+
+__all__ = ["SAMPLING", "evaluations", "sample", "train"]
+
+SAMPLING = ("heun:5", "heun:7", "heun:10", "heun:15", "heun:20", "dpmpp-2m:10", "dpmpp-2m:20", "dpmpp-2m:30")
+
+
+def train(data: ImageSet, seconds: float, seed: int, out: Path) -> dict[str, Any]:
+    """Train into ``out`` for ``seconds``."""
+    return ladder.train(data, seconds, seed, out, {"stages": "1"})

@@ -1,0 +1,116 @@
+"""``sfumato sample``."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from sfumato.cli.console import (
+    DeviceOption,
+    GuidanceOption,
+    JsonOption,
+    ModelArgument,
+    SamplerOption,
+    SeedOption,
+    StepsOption,
+    check_folder,
+    check_output,
+    show,
+    waiting,
+)
+from sfumato.errors import InputError
+
+if TYPE_CHECKING:
+    import numpy as np
+
+GRIDS = (".png", ".jpg", ".jpeg", ".webp")
+
+
+def sample(
+    model: ModelArgument,
+    output: Annotated[
+        str,
+        typer.Option(
+            "-o", "--output", help="A picture for a grid, a name that ends in / for single files, or an .npz file."
+        ),
+    ] = "samples.png",
+    count: Annotated[
+        int | None, typer.Option("-n", "--count", help="How many. Default: 16; of a film, 1.", show_default=False)
+    ] = None,
+    label: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--label", help="A class by name or number; several take turns. Default: all.", show_default=False
+        ),
+    ] = None,
+    film: Annotated[
+        bool, typer.Option("--film", help="Show both directions: images down to noise, and noise up to images.")
+    ] = False,
+    sampler: SamplerOption = "heun",
+    steps: StepsOption = None,
+    guidance: GuidanceOption = None,
+    seed: SeedOption = 0,
+    device: DeviceOption = "auto",
+    as_json: JsonOption = False,
+) -> None:
+    """Draw images from a trained model."""
+    folder = output.endswith("/") or Path(output).is_dir()
+    target = Path(output)
+    count = count if count is not None else 1 if film else 16
+    if film and folder:
+        raise InputError(f"-o {output!r} is a folder, but a film is one picture: give a name that ends in .png")
+    if folder:
+        check_folder(target)
+    else:
+        check_output(target, GRIDS if film else (*GRIDS, ".npz"))
+    if count < 1:
+        raise InputError(f"-n {count} draws nothing: give 1 or more")
+    from sfumato import pictures
+    from sfumato.generator import Generator
+
+    generator = Generator.from_pretrained(model, device)
+    how: dict[str, Any] = {"sampler": sampler, "steps": steps, "guidance": guidance, "seed": seed}
+    labels = None if not label else [label[i % len(label)] for i in range(count)]
+    with waiting(f"drawing {count} images"):
+        if film:
+            pictures.save(generator.film(count, labels, **how), target)
+        else:
+            pixels = generator.sample(count, labels, **how)
+            drawn = generator.labels(count, labels).tolist()  # class numbers
+            if folder:
+                _write_folder(target, pictures.to_bytes(pixels), drawn, generator.classes)
+            elif target.suffix.lower() == ".npz":
+                _write_npz(target, pictures.to_bytes(pixels), drawn, generator.classes)
+            else:
+                pictures.save(pictures.grid(pixels), target)
+    what = "film" if film else "images"
+    result = {"output": output, "count": count, "labels": label, "film": film, **how}
+    show([f"{count} {what if count > 1 or film else 'image'}: {output}"], result, as_json)
+
+
+def _write_folder(folder: Path, images: np.ndarray, labels: Sequence[int], classes: Sequence[str]) -> None:
+    """One file an image, ``00007-sneaker.png``; images (N, H, W, C) uint8."""
+    from PIL import Image
+
+    from sfumato.pictures import save
+
+    folder.mkdir(parents=True, exist_ok=True)
+    for i, image in enumerate(images):
+        label = "-" + "".join(c if c.isalnum() else "-" for c in classes[labels[i]]) if classes else ""
+        save(Image.fromarray(image[..., 0] if image.shape[-1] == 1 else image), folder / f"{i:05d}{label}.png")
+
+
+def _write_npz(path: Path, images: np.ndarray, labels: Sequence[int], classes: Sequence[str]) -> None:
+    """``images`` (N, H, W, C) uint8, ``labels`` (N,) int64 and ``classes``: what ``--data`` reads again."""
+    import numpy as np
+
+    from sfumato.files import atomic
+
+    arrays: dict[str, Any] = {"images": images}
+    if classes:
+        arrays |= {"labels": np.array(labels, np.int64), "classes": np.array(classes)}
+    with atomic(path) as beside:
+        np.savez_compressed(beside, **arrays)

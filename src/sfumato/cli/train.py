@@ -1,0 +1,169 @@
+"""``sfumato train``."""
+
+from __future__ import annotations
+
+import shlex
+import time
+from contextlib import closing
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from sfumato.cli.console import (
+    DataOption,
+    DeviceOption,
+    FitOption,
+    Interrupted,
+    JsonOption,
+    SeedOption,
+    SizeOption,
+    check_folder,
+    load_images,
+    read_settings,
+    read_size,
+    say,
+    show,
+    stderr,
+)
+
+if TYPE_CHECKING:
+    from sfumato.training import Progress
+
+LINE_SECONDS = 10.0  # between two lines where there is no terminal
+
+
+def train(
+    data: DataOption,
+    out: Annotated[str, typer.Option("--out", help="The run folder; if it holds this run already, it goes on.")],
+    minutes: Annotated[
+        float | None, typer.Option("--minutes", help="Budget in minutes. Default: 15.", show_default=False)
+    ] = None,
+    images: Annotated[int | None, typer.Option("--images", help="Budget in images.", show_default=False)] = None,
+    steps: Annotated[int | None, typer.Option("--steps", help="Budget in steps.", show_default=False)] = None,
+    preset: Annotated[
+        str | None, typer.Option("--preset", help="One of {presets}. Default: by the size of the images.")
+    ] = None,
+    size: SizeOption = None,
+    fit: FitOption = "crop",
+    settings: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--set",
+            metavar="KEY=VALUE",
+            help="Change a setting of the preset; as often as you like. Keys: {settings}; and the network's own (networks: {networks}).",
+        ),
+    ] = None,
+    device: DeviceOption = "auto",
+    seed: SeedOption = 0,
+    as_json: JsonOption = False,
+) -> None:
+    """Train a generator on images, from scratch. The same command again goes on where it stopped."""
+    chosen = read_settings(settings or [])
+    pixels = read_size(size)
+    check_folder(Path(out), "--out")
+    from sfumato.training import training_steps
+    from sfumato.training.budget import Budget
+
+    budget = Budget.of(minutes, images, steps)  # before the images are decoded: that may take its time
+    dataset = load_images(data, pixels, fit)
+    run = training_steps(
+        dataset, out, minutes=minutes, images=images, steps=steps, preset=preset, settings=chosen, size=pixels, fit=fit,
+        device=device, seed=seed,
+    )  # fmt: skip
+    last = None
+    try:
+        with closing(run), TrainingDisplay(f"training {out} for {budget}") as display:  # type: ignore[type-var]
+            for last in run:
+                display.update(last)
+    except KeyboardInterrupt:
+        kept = f"stopped after step {last.step}" if last else "stopped before the first step"
+        raise Interrupted(f"{kept}: the same command goes on from there") from None
+    label = f" --label {shlex.quote(dataset.classes[0])}" if dataset.classes else ""
+    follow = f"sfumato sample {shlex.quote(out)}{label} -n 16 -o samples.png"
+    show(_lines(out, str(budget), last, follow), _result(out, last, follow), as_json)
+
+
+def _lines(out: str, budget: str, last: Progress | None, follow: str) -> list[str]:
+    if last is None:
+        return [f"{out} has had its {budget} already: give a larger budget to train it further", f"next: {follow}"]
+    lines = [
+        f"trained {out}: {last.step:,} steps, {last.images:,} images, {last.seconds / 60:.1f} minutes, loss {last.loss:.4f}",
+        f"next: {follow}",
+    ]
+    if last.skipped:
+        lines.insert(
+            1, f"{last.skipped:,} steps had no finite loss and were skipped: a smaller --set learning_rate= may help"
+        )
+    return lines
+
+
+def _result(out: str, last: Progress | None, follow: str) -> dict[str, Any]:
+    from dataclasses import asdict
+
+    return {"model": out, "done_before": last is None, **(asdict(last) if last else {}), "next": follow}
+
+
+class TrainingDisplay:
+    """A bar on a terminal, else a line every ten seconds: loss by stage, images a second, time left."""
+
+    def __init__(self, title: str) -> None:
+        self.title = title
+        self.console = stderr()
+        self.first: Progress | None = None
+        self.said = time.monotonic()
+
+    def __enter__(self) -> TrainingDisplay:
+        from rich.progress import BarColumn, TextColumn
+        from rich.progress import Progress as Bar
+        from rich.table import Column
+
+        whole = Column(
+            no_wrap=True, overflow="ellipsis", ratio=1
+        )  # a narrow terminal loses the end of the line, not its shape
+        text = TextColumn("{task.description}", table_column=whole)
+        columns = TextColumn("{task.percentage:>3.0f}%"), BarColumn(bar_width=12), text
+        self.bar = Bar(*columns, console=self.console, disable=not self.console.is_terminal, expand=True)
+        self.bar.start()
+        self.task = self.bar.add_task("starting", total=1.0)
+        say(self.title)
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.bar.stop()
+
+    def update(self, progress: Progress) -> None:
+        """Show where training stands."""
+        if self.first is None:
+            self.first = progress
+            if progress.step > 1:
+                say(f"going on after step {progress.step - 1:,}")
+        text = self.text(progress)
+        self.bar.update(self.task, completed=progress.fraction, description=text)
+        if not self.console.is_terminal and time.monotonic() - self.said >= LINE_SECONDS:
+            self.said = time.monotonic()
+            say(f"{progress.fraction:.0%}, {text}")
+
+    def text(self, progress: Progress) -> str:
+        """``12:34 left, loss 0.231 (stages 0.101 0.080 0.050), 4,321 images/s, step 120``."""
+        stages = " ".join(f"{loss:.3f}" for loss in progress.stage_losses)
+        by_stage = f" (stages {stages})" if len(progress.stage_losses) > 1 else ""
+        return (
+            f"{self.left(progress)} left, loss {progress.loss:.3f}{by_stage}, "
+            f"{progress.images_per_second:,.0f} images/s, step {progress.step:,}"
+        )
+
+    def left(self, progress: Progress) -> str:
+        """Time left, from the share of the budget that this session has used up."""
+        first = self.first or progress
+        if progress.fraction <= first.fraction:
+            return "?"
+        rate = (progress.seconds - first.seconds) / (progress.fraction - first.fraction)
+        return clock(rate * (1 - progress.fraction))
+
+
+def clock(seconds: float) -> str:
+    """``2:05`` or ``1:02:05``."""
+    minutes, rest = divmod(round(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours}:{minutes:02}:{rest:02}" if hours else f"{minutes}:{rest:02}"

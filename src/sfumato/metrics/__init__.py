@@ -1,0 +1,15 @@
+"""Measures of a generator: Frechet and kernel distance, precision and recall, labels, memorisation."""
+
+from __future__ import annotations
+
+from sfumato.metrics.distances import frechet_distance, kernel_distance
+from sfumato.metrics.evaluate import compare, evaluate
+from sfumato.metrics.features import FEATURES, FeatureSpace, reference_features
+from sfumato.metrics.manifold import density_coverage, precision_recall
+from sfumato.metrics.neighbours import memorisation, nearest
+from sfumato.metrics.report import lines, picture
+
+__all__ = [
+    "FEATURES", "FeatureSpace", "compare", "density_coverage", "evaluate", "frechet_distance", "kernel_distance",
+    "lines", "memorisation", "nearest", "picture", "precision_recall", "reference_features",
+]  # fmt: skip

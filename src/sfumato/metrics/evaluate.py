@@ -1,0 +1,263 @@
+"""One call that measures a generator: distances, variety, labels, memorisation, each beside its baseline."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Any, Protocol
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from sfumato.errors import InputError
+from sfumato.metrics.distances import frechet_distance, kernel_distance
+from sfumato.metrics.features import FEATURES, FeatureSpace, reference_features, subset
+from sfumato.metrics.manifold import density_coverage, precision_recall
+from sfumato.metrics.neighbours import memorisation
+
+if TYPE_CHECKING:
+    from sfumato.data import ImageSet
+
+LEAST = 10  # samples
+_DRAW = 256  # images asked of the generator at once
+_MANIFOLD = 10_000  # images at most where the work grows with the square: manifolds and nearest images
+_PRECISION_K, _COVERAGE_K = 3, 5  # neighbours, as in the papers
+
+
+class Samples(Protocol):
+    """What is evaluated: a ``sfumato.Generator``, or anything else with class names that draws images."""
+
+    classes: tuple[str, ...]
+
+    def sample(self, n: int = ..., label: Any = ..., **how: Any) -> Tensor: ...
+
+
+def evaluate(
+    generator: Samples,
+    data: ImageSet,
+    train: ImageSet,
+    *,
+    n: int = 2000,
+    features: Sequence[str] | None = None,
+    seed: int = 0,
+    steps: int | Sequence[int] | None = None,
+    sampler: str = "heun",
+    guidance: float | None = None,
+    progress: Callable[[int, int], None] | None = None,
+    on_samples: Callable[[ImageSet], object] | None = None,
+) -> dict[str, Any]:
+    """Draw ``n`` images and compare them with real ones.
+
+    The reference is the training split, as is the field's custom. So that the numbers have a scale, each stands beside
+    ``test vs train``: the same number for as many real images of the test split as there are samples (fewer only where
+    the split has fewer; its ``n`` says so). A good model comes near that row; one that copies its training images may
+    fall below it, and then ``neighbours`` tells. Frechet distances from few images are biased upwards: compare
+    only at equal ``n``, reference, feature space and hash, all of which are in the result.
+
+    Samples are rounded to 8 bits, as if saved, and their labels go round the classes evenly.
+
+    Args:
+        generator: draws the images; its own ``device`` also runs the feature networks.
+        data: the test split, at the generator's size.
+        train: the training split: the reference.
+        n: how many samples, 10 or more; 2,000 for numbers to compare, 10,000 or more to publish.
+        features: names in ``FEATURES``; None picks ``classifier`` for labelled data, else ``effnet-lite0``.
+        seed: of the samples and of the random subsets.
+        steps, sampler, guidance: as in ``Generator.sample``.
+        progress: called with (done, total) units of work.
+        on_samples: called with the samples once they are drawn, for a picture (see ``report.picture``).
+
+    Returns:
+        JSON-ready dictionary: ``samples``, ``seed``, ``sampler``, ``steps``, ``guidance``, ``network_evaluations`` (of
+        the denoiser, an image, or None), ``seconds``, ``reference``, ``test``, ``features`` (a dictionary by space, see
+        ``compare``), ``conditional`` (or None), ``neighbours`` (see ``memorisation``).
+
+    Raises:
+        InputError: too few images, unlabelled data for the classifier, sizes or classes that do not match.
+    """
+    if n < LEAST or min(len(data), len(train)) < LEAST:
+        raise InputError(f"n={n} samples, {len(data)} test and {len(train)} training images: "
+                         f"each must be {LEAST} or more to measure anything")  # fmt: skip
+    for one in (data, train):
+        if (one.size, one.channels) != (train.size, train.channels):
+            raise InputError(f"the test images {(*one.size, one.channels)} and the training images "
+                             f"{(*train.size, train.channels)} differ in (H, W, C): load both at one size")  # fmt: skip
+    if foreign := [name for name in generator.classes if train.classes and name not in train.classes]:
+        raise InputError(f"the model draws {foreign[0]!r}, which {train.name} has no images of: "
+                         "give the data that the model was trained on")  # fmt: skip
+    labelled = train.labels is not None and len(train.classes) > 1
+    names = tuple(dict.fromkeys(features or (("classifier",) if labelled else ("effnet-lite0",))))
+    makers = {name: FEATURES.find(name) for name in names}
+    if "classifier" in names and not labelled:
+        raise InputError(f"{train.name} has no labels, or one class only, so there is no classifier to take features "
+                         "from: use effnet-lite0 (pip install sfumato[metrics])")  # fmt: skip
+    judged = labelled and bool(generator.classes)
+    device = torch.device(getattr(generator, "device", "cpu"))
+    work = _Work(progress, n + len(train) * (len(names) + 1))
+    began = time.perf_counter()
+
+    spaces = {name: make(train, device) for name, make in makers.items()}  # fails early where something is missing
+    judge = (spaces.get("classifier") or FEATURES["classifier"](train, device)) if judged else None
+    built = time.perf_counter()
+    how = {"steps": steps, "sampler": sampler, "guidance": guidance}
+    with _counted(generator) as count:
+        samples = _draw(generator, train, n, seed, work, how)
+    drawn = time.perf_counter()
+    if on_samples is not None:
+        on_samples(samples)
+
+    results, drawn_features = {}, {}
+    for name, space in spaces.items():
+        drawn_features[name] = space.of(samples)
+        results[name] = _both(space, drawn_features[name], data, train, seed)
+        work.add(len(train))
+    conditional = None
+    if judge is not None:
+        found = drawn_features.get("classifier")
+        conditional = _conditional(judge, judge.of(samples) if found is None else found, samples, data)
+    some = np.sort(np.random.default_rng(seed).permutation(len(data))[: min(n, _MANIFOLD)])
+    neighbours = memorisation(subset(samples, np.arange(min(n, _MANIFOLD))), subset(data, some), train)
+    work.add(len(train))
+    ended = time.perf_counter()
+    seconds = {"features": built - began + ended - drawn, "sampling": drawn - built, "total": ended - began}
+    return {
+        "samples": n,
+        "seed": seed,
+        "sampler": sampler,
+        "steps": list(steps) if isinstance(steps, Sequence) else steps,
+        "guidance": guidance,
+        "labels": "even over classes" if generator.classes else None,
+        "network_evaluations": count.images / n if count.seen else None,
+        "seconds": {name: round(value, 3) for name, value in seconds.items()},
+        "reference": _identity(train),
+        "test": _identity(data),
+        "features": results,
+        "conditional": conditional,
+        "neighbours": neighbours,
+    }
+
+
+def compare(features: Tensor, reference: Tensor, seed: int = 0) -> dict[str, Any]:
+    """All numbers for (N, D) features against those of a reference (M, D).
+
+    ``frechet`` and ``kernel`` use the whole reference, ``precision``, ``recall`` (k = 3), ``density`` and ``coverage``
+    (k = 5) as many random images of it as there are features, at most 10,000; None where there are too few.
+    """
+    size = min(len(features), len(reference), _MANIFOLD)
+    rows = torch.from_numpy(np.random.default_rng(seed).permutation(len(reference))[:size])
+    real, fake = reference[rows], features[:size]
+    precision = recall = density = coverage = None
+    if size > _PRECISION_K:
+        precision, recall = precision_recall(real, fake, _PRECISION_K)
+    if size > _COVERAGE_K:
+        density, coverage = density_coverage(real, fake, _COVERAGE_K)
+    kernel, spread = kernel_distance(features, reference, seed=seed)
+    return {
+        "n": len(features),
+        "frechet": frechet_distance(features, reference),
+        "kernel": kernel,
+        "kernel_std": spread,
+        "manifold_n": size,
+        "precision": precision,
+        "recall": recall,
+        "density": density,
+        "coverage": coverage,
+    }
+
+
+def _both(space: FeatureSpace, drawn: Tensor, data: ImageSet, train: ImageSet, seed: int) -> dict[str, Any]:
+    """The model's row and the baseline's in one feature space."""
+    reference, held_out = reference_features(space, train), reference_features(space, data)
+    rows = torch.from_numpy(np.random.default_rng(seed).permutation(len(held_out))[: len(drawn)])
+    return {
+        "hash": space.digest,
+        "dimension": space.dimension,
+        "reference_n": len(reference),
+        "model vs train": compare(drawn, reference, seed),
+        "test vs train": compare(held_out[rows], reference, seed),
+    }
+
+
+def _conditional(judge: FeatureSpace, found: Tensor, samples: ImageSet, data: ImageSet) -> dict[str, Any] | None:
+    """How often the classifier sees the label that was asked for, and how often it is right about real test images."""
+    asked = samples.labels
+    if asked is None:
+        return None
+    right = judge.predict(found) == asked
+    result: dict[str, Any] = {
+        "accuracy": float(right.mean()),
+        "classifier_test_accuracy": None,
+        "classifier_hash": judge.digest,
+        "by_class": {samples.classes[c]: float(right[asked == c].mean()) for c in np.unique(asked)},
+    }
+    if data.labels is not None and data.classes == samples.classes and len(data) <= judge.limit:
+        result["classifier_test_accuracy"] = float((judge.predict(reference_features(judge, data)) == data.labels).mean())
+    return result
+
+
+def _draw(generator: Samples, train: ImageSet, n: int, seed: int, work: _Work, how: dict[str, Any]) -> ImageSet:
+    """The samples as 8-bit images, labelled with what was asked for, in numbers of ``train.classes``."""
+    from sfumato.data import ImageSet
+    from sfumato.pictures import to_bytes
+
+    classes = generator.classes
+    numbers = np.arange(n) % max(1, len(classes))  # (n,) in the generator's numbering
+    shape = (train.channels, *train.size)
+    parts = []
+    for start in range(0, n, _DRAW):
+        labels = [int(i) for i in numbers[start : start + _DRAW]]
+        # A seed of its own for each call, unrelated to the seeds of other evaluations.
+        own = int(np.random.SeedSequence((seed, start)).generate_state(1)[0])
+        pixels = generator.sample(len(labels), label=labels if classes else None, seed=own, **how)  # (B, C, H, W)
+        if tuple(pixels.shape) != (len(labels), *shape):
+            raise InputError(f"the model draws images of (C, H, W) = {tuple(pixels.shape[1:])}, {train.name} has {shape}: "
+                             "load the data at the model's size")  # fmt: skip
+        parts.append(to_bytes(pixels))
+        work.add(len(labels))
+    asked = None
+    if classes and train.classes:
+        asked = np.array([train.classes.index(name) for name in classes], dtype=np.int64)[numbers]
+    return ImageSet(np.concatenate(parts), asked, train.classes if asked is not None else (), "samples", "test")
+
+
+class _Counter:
+    """Images that went through the denoiser."""
+
+    images = 0
+    seen = False
+
+    def __call__(self, module: nn.Module, inputs: Any, output: Any) -> None:
+        if isinstance(output, Tensor):
+            self.images += len(output)
+            self.seen = True
+
+
+@contextmanager
+def _counted(generator: Samples) -> Iterator[_Counter]:
+    """Count the evaluations of ``generator.denoiser``, where there is such a network."""
+    count = _Counter()
+    network = getattr(generator, "denoiser", None)
+    hook = network.register_forward_hook(count) if isinstance(network, nn.Module) else None
+    try:
+        yield count
+    finally:
+        if hook is not None:
+            hook.remove()
+
+
+class _Work:
+    """Adds up units of work for a progress callback."""
+
+    def __init__(self, progress: Callable[[int, int], None] | None, total: int) -> None:
+        self.progress, self.total, self.done = progress, total, 0
+
+    def add(self, units: int) -> None:
+        self.done += units
+        if self.progress is not None:
+            self.progress(self.done, self.total)
+
+
+def _identity(images: ImageSet) -> dict[str, Any]:
+    return {"name": images.name, "split": images.split, "count": len(images), "fingerprint": images.fingerprint()}
