@@ -151,9 +151,7 @@ def test_damaged_cache_is_made_again(digits: Any, tmp_path: Any, monkeypatch: py
 def test_cache_that_cannot_be_written_warns(digits: Any, tmp_path: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "metrics").write_text("a file where the folder should be")
     monkeypatch.setenv("SFUMATO_CACHE", str(tmp_path))
-    monkeypatch.setattr(
-        "sfumato.metrics.classifier.train_classifier", lambda *_: SmallClassifier(1, 10).eval()
-    )
+    monkeypatch.setattr("sfumato.metrics.classifier.train_classifier", lambda *_: SmallClassifier(1, 10).eval())
     with pytest.warns(UserWarning, match="cache of metrics"):
         assert FEATURES["classifier"](digits[0], torch.device("cpu")).dimension == 128
 
@@ -302,7 +300,11 @@ def test_evaluate_is_deterministic(cache: None, digits: Any) -> None:
     assert seen[-1][0] == seen[-1][1] and all(a < b for a, b in pairwise(seen[: len(seen) // 3]))
     first = generator.calls[:2]
     assert [call["n"] for call in first] == [256, 44] and first[0]["seed"] != first[1]["seed"]
-    assert {key: first[0][key] for key in ("steps", "sampler", "guidance")} == {"steps": 5, "sampler": "euler", "guidance": 1.5}
+    assert {key: first[0][key] for key in ("steps", "sampler", "guidance")} == {
+        "steps": 5,
+        "sampler": "euler",
+        "guidance": 1.5,
+    }
     asked = drawn[0].labels
     assert asked is not None and np.bincount(asked).tolist() == [30] * 10
     assert [one for call in first for one in call["label"]] == asked.tolist()

@@ -41,10 +41,10 @@ class Config:
     drop: float = 0.1  # how often c is dropped
     flip: bool = False  # mirror images at random
     # how
-    batch: int = 128  # images of the finest stage in a step
+    batch: int = 32  # images of the finest stage in a step
     mix: tuple[float, ...] = ()  # images of each stage for one of the finest, coarse first; () is 1 each
-    optimizer: str = "adamw"  # or "muon"
-    learning_rate: float = 2e-3
+    optimizer: str = "muon"  # or "adamw"
+    learning_rate: float = 4e-3
     warmup: float = 0.02  # share of the budget
     decay: float = 0.5  # share of the budget, at its end, in which the learning rate falls to 0
     weight_decay: float = 0.01
@@ -75,7 +75,9 @@ class Config:
         if self.ema >= WIDEST:
             raise InputError(f"ema={self.ema} is impossible: give a number under {WIDEST}")
         if self.rungs and (len(self.rungs) != self.stages or min(self.rungs) < 1):
-            raise InputError(f"rungs={self.rungs} does not fit {self.stages} stages: give one number, 1 or more, for each")
+            raise InputError(
+                f"rungs={self.rungs} does not fit {self.stages} stages: give one number, 1 or more, for each"
+            )
         if self.mix and (len(self.mix) != self.stages or not all(0 < share < float("inf") for share in self.mix)):
             raise InputError(f"mix={self.mix} does not fit {self.stages} stages: give one number over 0 for each")
         if self.target == "z_next" and not self.rungs:
@@ -153,9 +155,9 @@ class Preset:
 PRESETS: dict[str, Preset] = {
     "tiny": Preset(12, (96, 64), (2, 1), 2),
     "small": Preset(40, (128, 64), (2, 2), 2),
-    "medium": Preset(80, (192, 128, 64), (2, 2, 2), 2, {"batch": 64}),
-    "large": Preset(160, (384, 256, 128), (3, 3, 2), 4, {"batch": 64, "learning_rate": 5e-4}),
-    "huge": Preset(256, (512, 384, 192, 128), (4, 3, 2, 2), 4, {"batch": 32, "learning_rate": 3e-4}),
+    "medium": Preset(80, (192, 128, 64), (2, 2, 2), 2, {"learning_rate": 2e-3}),
+    "large": Preset(160, (384, 256, 128), (3, 3, 2), 4, {"batch": 64, "learning_rate": 1e-3}),
+    "huge": Preset(256, (512, 384, 192, 128), (4, 3, 2, 2), 4, {"learning_rate": 1e-3}),
 }
 LARGE = 32 * 32  # pixels of a feature map, above which widths are the outer levels' and nothing attends
 COARSEST = 7  # px: stages and levels halve down to this, not further

@@ -43,6 +43,11 @@ class Generator:
     def ladder(self) -> Ladder:
         return self.denoiser.ladder
 
+    @property
+    def default_sampler(self) -> str:
+        """Heun; Euler where there is a network for each rung and none in between, which Heun would ask."""
+        return "euler" if self.config.sharing == "rung" else "heun"
+
     # -- files ------------------------------------------------------------------------------------------------------
 
     @classmethod
@@ -153,8 +158,7 @@ class Generator:
         """
         if n < 1:
             raise InputError(f"n={n}: draw 1 image or more")
-        if sampler is None:
-            sampler = "euler" if self.config.sharing == "rung" else "heun"
+        sampler = sampler or self.default_sampler
         method = SAMPLERS.find(sampler)
         if sampler == "heun" and self.config.sharing == "rung":
             raise InputError("sampler 'heun' looks between the rungs, where a model with sharing=rung has no network: "
@@ -254,7 +258,9 @@ class Generator:
             )
         level = 2 * torch.as_tensor(sigma, dtype=torch.float32, device=self.device)
         if level.shape not in ((), (len(x),)):
-            raise InputError(f"sigma of shape {tuple(level.shape)} does not fit {len(x)} images: give one, or one for each")
+            raise InputError(
+                f"sigma of shape {tuple(level.shape)} does not fit {len(x)} images: give one, or one for each"
+            )
         level = level.expand(len(x))
         if not bool(((level > 0) & level.isfinite()).all()):
             raise InputError("sigma must be over 0 and finite")

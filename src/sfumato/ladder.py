@@ -114,15 +114,16 @@ class Ladder:
         shared = (S_MAX, *(2.0 * (self.stages - k) / k for k in range(1, self.stages)))
         jumps = tuple(float(j) for j in self.jumps) or shared
         object.__setattr__(self, "jumps", jumps)
-        if len(jumps) != self.stages or not all(
-            float("inf") > hi > lo / 2 >= 0 for hi, lo in zip(jumps, (*jumps[1:], 0.0), strict=True)
-        ) or 0.0 in jumps:
+        if (
+            len(jumps) != self.stages
+            or not all(float("inf") > hi > lo / 2 >= 0 for hi, lo in zip(jumps, (*jumps[1:], 0.0), strict=True))
+            or 0.0 in jumps
+        ):
             raise InputError(f"jumps {jumps} do not fit {self.stages} stages: one a stage, each over half of the next")
         plain = tuple(float(p) for p in self.plain) or self.ends
         object.__setattr__(self, "plain", plain)
-        inside = (
-            len(plain) == len(jumps)
-            and all(e <= p < j for e, p, j in zip(self.ends[1:], plain[1:], jumps[1:], strict=True))
+        inside = len(plain) == len(jumps) and all(
+            e <= p < j for e, p, j in zip(self.ends[1:], plain[1:], jumps[1:], strict=True)
         )
         if not inside:
             raise InputError(f"plain levels {plain} do not lie between the ends {self.ends} and the jumps {jumps}")

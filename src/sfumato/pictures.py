@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import io
 import math
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
 import torch
-from PIL import Image
+from PIL import Image, ImageDraw, ImageFont
 from torch import Tensor
 
 from sfumato.errors import InputError
@@ -97,3 +98,17 @@ def save(image: Image.Image, path: str | Path) -> None:
                 "save it as .png, or with fewer images"
             ) from error
     atomic_write(path, encoded.getvalue())
+
+
+def named_rows(picture: Image.Image, names: Sequence[str]) -> Image.Image:
+    """The class names to the left of the rows."""
+    font = ImageFont.load_default()
+    short = [name if len(name) <= 24 else name[:23] + "~" for name in names]
+    short = [name.encode("ascii", "replace").decode() for name in short]  # Pillow's own font knows little more
+    margin = int(max(font.getlength(name) for name in short)) + 12
+    named = Image.new(picture.mode, (picture.width + margin, picture.height), "white")
+    named.paste(picture, (margin, 0))
+    for row, name in enumerate(short):
+        y = round((row + 0.5) * picture.height / len(short))
+        ImageDraw.Draw(named).text((6, y - 6), name, fill="black", font=font)
+    return named

@@ -7,6 +7,7 @@ sigma 0 and its ``x_hat`` is the picture.
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
@@ -117,7 +118,7 @@ def euler(denoise: Denoise, ladder: Ladder, noise: Noise, steps: Sequence[int]) 
 
     def stage_steps(z: Tensor, stage: int, levels: list[float]) -> Iterator[Rung]:
         x_hat = z
-        for high, low in zip(levels, levels[1:], strict=False):
+        for high, low in itertools.pairwise(levels):
             x_hat = denoise(z, high, stage)
             yield Rung(stage, high, z, x_hat)
             z = ladder.glide(z, x_hat, stage, high, low)
@@ -135,7 +136,7 @@ def heun(denoise: Denoise, ladder: Ladder, noise: Noise, steps: Sequence[int]) -
 
     def stage_steps(z: Tensor, stage: int, levels: list[float]) -> Iterator[Rung]:
         x_hat = z
-        for high, low in zip(levels, levels[1:], strict=False):
+        for high, low in itertools.pairwise(levels):
             x_hat = denoise(z, high, stage)
             yield Rung(stage, high, z, x_hat)
             guess = ladder.glide(z, x_hat, stage, high, low)
@@ -164,9 +165,9 @@ def dpmpp_2m(denoise: Denoise, ladder: Ladder, noise: Noise, steps: Sequence[int
     def stage_steps(z: Tensor, stage: int, levels: list[float]) -> Iterator[Rung]:
         x_hat = before = z
         spans = [0.0] + [
-            float(torch.log(torch.tensor(hi / lo))) if lo else 0.0 for hi, lo in zip(levels, levels[1:], strict=False)
+            float(torch.log(torch.tensor(hi / lo))) if lo else 0.0 for hi, lo in itertools.pairwise(levels)
         ]
-        for i, (high, low) in enumerate(zip(levels, levels[1:], strict=False)):
+        for i, (high, low) in enumerate(itertools.pairwise(levels)):
             x_hat = denoise(z, high, stage)
             yield Rung(stage, high, z, x_hat)
             ahead = x_hat if i == 0 or low == 0 else x_hat + spans[i + 1] / (2 * spans[i]) * (x_hat - before)
@@ -182,7 +183,7 @@ def ancestral(denoise: Denoise, ladder: Ladder, noise: Noise, steps: Sequence[in
 
     def stage_steps(z: Tensor, stage: int, levels: list[float]) -> Iterator[Rung]:
         x_hat = z
-        for high, low in zip(levels, levels[1:], strict=False):
+        for high, low in itertools.pairwise(levels):
             x_hat = denoise(z, high, stage)
             yield Rung(stage, high, z, x_hat)
             z, std_p, std_q = ladder.posterior(z, x_hat, stage, high, low)

@@ -42,7 +42,9 @@ ModelArgument = Annotated[
     str,
     typer.Argument(metavar="MODEL", help="A run folder, a model.safetensors, or hf:owner/name.", show_default=False),
 ]
-SamplerOption = Annotated[str, typer.Option("--sampler", help="One of {samplers}.")]
+SamplerOption = Annotated[
+    str | None, typer.Option("--sampler", help="One of {samplers}. Default: heun.", show_default=False)
+]
 StepsOption = Annotated[
     int | None, typer.Option("--steps", help="Steps over all stages: more are slower and better.", show_default=False)
 ]

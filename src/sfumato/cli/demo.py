@@ -27,7 +27,6 @@ def demo(
     check_folder(out, "--out")
     began = time.perf_counter()
     from sfumato import data, pictures
-    from sfumato.data.check import _named_rows as named_rows
     from sfumato.generator import Generator
     from sfumato.training import training_steps
 
@@ -51,7 +50,7 @@ def demo(
         pixels = generator.sample(
             EACH * len(classes), [name for name in classes for _ in range(EACH)], guidance=GUIDANCE
         )
-        pictures.save(named_rows(pictures.grid(pixels, columns=EACH), classes), grid)
+        pictures.save(pictures.named_rows(pictures.grid(pixels, columns=EACH), classes), grid)
         pictures.save(generator.film(1, guidance=GUIDANCE), film)
     seconds = round(time.perf_counter() - began)
     lines = [

@@ -51,7 +51,7 @@ def evaluate(
         ),
     ] = None,
     fit: FitOption = "crop",
-    sampler: SamplerOption = "heun",
+    sampler: SamplerOption = None,
     steps: StepsOption = None,
     guidance: GuidanceOption = None,
     seed: SeedOption = 0,

@@ -49,9 +49,25 @@ def sample(
     film: Annotated[
         bool, typer.Option("--film", help="Show both directions: images down to noise, and noise up to images.")
     ] = False,
-    sampler: SamplerOption = "heun",
+    sampler: SamplerOption = None,
     steps: StepsOption = None,
     guidance: GuidanceOption = None,
+    interval: Annotated[
+        str | None,
+        typer.Option(
+            "--interval", metavar="LOW,HIGH", help="Noise levels between which guidance acts.", show_default=False
+        ),
+    ] = None,
+    rescale: Annotated[
+        float, typer.Option("--rescale", help="Share, 0 to 1, by which guidance keeps the contrast as it was.")
+    ] = 0.0,
+    threshold: Annotated[
+        float, typer.Option("--threshold", help="Percentile of dynamic thresholding, such as 0.995; 0 is off.")
+    ] = 0.0,
+    weak: Annotated[
+        str | None,
+        typer.Option("--weak", metavar="MODEL", help="A weaker model for autoguidance.", show_default=False),
+    ] = None,
     seed: SeedOption = 0,
     device: DeviceOption = "auto",
     as_json: JsonOption = False,
@@ -70,9 +86,13 @@ def sample(
         raise InputError(f"-n {count} draws nothing: give 1 or more")
     from sfumato import pictures
     from sfumato.generator import Generator
+    from sfumato.guidance import Guidance
 
+    pressed = Guidance(guidance if guidance is not None else 1.0, _interval(interval), rescale, threshold)
     generator = Generator.from_pretrained(model, device)
-    how: dict[str, Any] = {"sampler": sampler, "steps": steps, "guidance": guidance, "seed": seed}
+    how: dict[str, Any] = {"sampler": sampler, "steps": steps, "guidance": pressed, "seed": seed}
+    if weak is not None:
+        how["weak"] = Generator.from_pretrained(weak, device)
     labels = None if not label else [label[i % len(label)] for i in range(count)]
     with waiting(f"drawing {count} images"):
         if film:
@@ -87,8 +107,20 @@ def sample(
             else:
                 pictures.save(pictures.grid(pixels), target)
     what = "film" if film else "images"
-    result = {"output": output, "count": count, "labels": label, "film": film, **how}
+    result = {"output": output, "count": count, "labels": label, "film": film, **how, "weak": weak}
+    result["guidance"] = vars(pressed)
     show([f"{count} {what if count > 1 or film else 'image'}: {output}"], result, as_json)
+
+
+def _interval(text: str | None) -> tuple[float, float]:
+    """``0.1,2`` as two numbers; everything when left out."""
+    if text is None:
+        return 0.0, float("inf")
+    try:
+        low, high = (float(part) for part in text.split(","))
+    except ValueError:
+        raise InputError(f"--interval {text!r} cannot be read: give two noise levels such as 0.1,2") from None
+    return low, high
 
 
 def _write_folder(folder: Path, images: np.ndarray, labels: Sequence[int], classes: Sequence[str]) -> None:

@@ -12,13 +12,13 @@ from statistics import median
 from typing import Any
 
 import numpy as np
-from PIL import Image, ImageDraw, ImageFont
+from PIL import Image
 
 from sfumato.data.decode import Decoded, Progress
 from sfumato.data.fit import Size, check_fit, check_size
 from sfumato.data.imageset import ImageSet
 from sfumato.data.sources import SOURCES, SPLITS, existing, load
-from sfumato.pictures import grid, on_white
+from sfumato.pictures import grid, named_rows, on_white
 
 _MODES = {1: "L", 3: "RGB", 4: "RGBA"}
 _ROWS, _COLUMNS = 12, 12  # of a preview
@@ -104,21 +104,7 @@ def preview(
     sheet = np.full((len(rows) * _COLUMNS, height, width, 1 if data.channels == 1 else 3), 255, np.uint8)
     for r, found in enumerate(rows.values()):
         sheet[r * _COLUMNS : r * _COLUMNS + len(found)] = on_white(np.asarray(data.images[found]))
-    return _named_rows(grid(sheet, columns=_COLUMNS), list(rows))
-
-
-def _named_rows(picture: Image.Image, names: Sequence[str]) -> Image.Image:
-    """The class names to the left of the rows."""
-    font = ImageFont.load_default()
-    short = [name if len(name) <= 24 else name[:23] + "~" for name in names]
-    short = [name.encode("ascii", "replace").decode() for name in short]  # Pillow's own font knows little more
-    margin = int(max(font.getlength(name) for name in short)) + 12
-    named = Image.new(picture.mode, (picture.width + margin, picture.height), "white")
-    named.paste(picture, (margin, 0))
-    for row, name in enumerate(short):
-        y = round((row + 0.5) * picture.height / len(short))
-        ImageDraw.Draw(named).text((6, y - 6), name, fill="black", font=font)
-    return named
+    return named_rows(grid(sheet, columns=_COLUMNS), list(rows))
 
 
 def _decoded(source: str | Path | ImageSet, size: Size | None, fit: str, progress: Progress | None) -> Decoded | None:

@@ -80,7 +80,9 @@ class Denoiser(nn.Module):
         if detail is None:
             detail = self.ladder.detail(stage, sigma)
         share = 0.25 if stage else 1.0  # of all dimensions that P holds
-        rms = (share * self.smooth_rms[stage] ** 2 + (1 - share) * (self.sharp_rms[stage] * detail) ** 2 + sigma**2).sqrt()
+        rms = (
+            share * self.smooth_rms[stage] ** 2 + (1 - share) * (self.sharp_rms[stage] * detail) ** 2 + sigma**2
+        ).sqrt()
         output = self._network(stage, sigma)(
             (z / rms[:, None, None, None]).contiguous(memory_format=torch.channels_last), sigma, detail, stage, label
         ).float()

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import functools
+import operator
 from collections.abc import Sequence
 from typing import NamedTuple
 
@@ -125,7 +127,11 @@ class NestedUNet(nn.Module):
     def forward(self, z: Tensor, sigma: Tensor, detail: Tensor, stage: int, label: Tensor) -> Tensor:
         """z (B, C, h, w) of unit size, sigma and detail (B,), label (B,) int64 -> (B, C, h, w)."""
         patch, level = self.places[stage]
-        pieces = iter(self.shifts(self.embed(sigma, detail, stage, label)).split(sum(self.widths.values(), []), dim=1))
+        pieces = iter(
+            self.shifts(self.embed(sigma, detail, stage, label)).split(
+                functools.reduce(operator.iadd, self.widths.values(), []), dim=1
+            )
+        )
         shifts = {i: [next(pieces) for _ in widths] for i, widths in self.widths.items()}  # of every block, (B, C_i)
         x = self._level(self.read[str(stage)](space_to_depth(z, patch)), level, shifts)
         return depth_to_space(self.write[str(stage)](F.silu(self.norm[str(stage)](x))), patch)

@@ -43,7 +43,7 @@ def evaluate(
     features: Sequence[str] | None = None,
     seed: int = 0,
     steps: int | Sequence[int] | None = None,
-    sampler: str = "heun",
+    sampler: str | None = None,
     guidance: float | None = None,
     progress: Callable[[int, int], None] | None = None,
     on_samples: Callable[[ImageSet], object] | None = None,
@@ -101,6 +101,7 @@ def evaluate(
     spaces = {name: make(train, device) for name, make in makers.items()}  # fails early where something is missing
     judge = (spaces.get("classifier") or FEATURES["classifier"](train, device)) if judged else None
     built = time.perf_counter()
+    sampler = sampler or getattr(generator, "default_sampler", "heun")
     how = {"steps": steps, "sampler": sampler, "guidance": guidance}
     with _counted(generator) as count:
         samples = _draw(generator, train, n, seed, work, how)
@@ -193,7 +194,9 @@ def _conditional(judge: FeatureSpace, found: Tensor, samples: ImageSet, data: Im
         "by_class": {samples.classes[c]: float(right[asked == c].mean()) for c in np.unique(asked)},
     }
     if data.labels is not None and data.classes == samples.classes and len(data) <= judge.limit:
-        result["classifier_test_accuracy"] = float((judge.predict(reference_features(judge, data)) == data.labels).mean())
+        result["classifier_test_accuracy"] = float(
+            (judge.predict(reference_features(judge, data)) == data.labels).mean()
+        )
     return result
 
 

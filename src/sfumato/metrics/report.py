@@ -31,10 +31,17 @@ def lines(result: Mapping[str, Any]) -> list[str]:
         f"baseline:  {test['name']} {test['split']}, {test['count']} images, {test['fingerprint']}",
     ]
     for name, space in result["features"].items():
-        text += ["", f"features: {name} ({space['dimension']} numbers, {space['hash']}), reference of {space['reference_n']} images"]
-        heads = [f"{number} ({'lower' if number in _LOWER else 'higher'})" if number != "n" else "n" for number in _NUMBERS]
+        text += [
+            "",
+            f"features: {name} ({space['dimension']} numbers, {space['hash']}), reference of {space['reference_n']} images",
+        ]
+        heads = [
+            f"{number} ({'lower' if number in _LOWER else 'higher'})" if number != "n" else "n" for number in _NUMBERS
+        ]
         rows = [["", *heads]]
-        rows += [[row, *(_number(space[row][number]) for number in _NUMBERS)] for row in ("model vs train", "test vs train")]
+        rows += [
+            [row, *(_number(space[row][number]) for number in _NUMBERS)] for row in ("model vs train", "test vs train")
+        ]
         text += _table(rows)
     if (conditional := result["conditional"]) is not None:
         real = conditional["classifier_test_accuracy"]
@@ -63,7 +70,9 @@ def picture(result: Mapping[str, Any], samples: ImageSet, train: ImageSet) -> Im
     from sfumato.pictures import grid
 
     closest = result["neighbours"]["closest"]
-    drawn, real = (images.images[[pair[key] for pair in closest]] for images, key in ((samples, "sample"), (train, "train")))
+    drawn, real = (
+        images.images[[pair[key] for pair in closest]] for images, key in ((samples, "sample"), (train, "train"))
+    )
     return grid(np.stack([drawn, real], axis=1).reshape(-1, *samples.images.shape[1:]), columns=8)
 
 
@@ -73,4 +82,7 @@ def _number(value: float | None) -> str:
 
 def _table(rows: list[list[str]]) -> list[str]:
     widths = [max(len(row[i]) for row in rows) for i in range(len(rows[0]))]
-    return ["  ".join([row[0].ljust(widths[0]), *(c.rjust(w) for c, w in zip(row[1:], widths[1:], strict=True))]) for row in rows]
+    return [
+        "  ".join([row[0].ljust(widths[0]), *(c.rjust(w) for c, w in zip(row[1:], widths[1:], strict=True))])
+        for row in rows
+    ]

@@ -6,9 +6,11 @@ import importlib.util
 import json
 import math
 import os
+import signal
+import threading
 import time
 from collections.abc import Iterator, Mapping
-from contextlib import ExitStack
+from contextlib import ExitStack, contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -20,11 +22,13 @@ from sfumato.config import Config, preset
 from sfumato.data import ImageSet, load
 from sfumato.devices import find_device
 from sfumato.errors import InputError
+from sfumato.files import atomic_write, make_folder, why_not_written
 from sfumato.generator import Generator
 from sfumato.pictures import grid, save
 from sfumato.training.budget import Budget
 from sfumato.training.run import GIVE_UP, Outcome, Run
 
+LOG = "log.jsonl"
 STATE = Path("train_state") / "state.safetensors"
 CHECKPOINT_SECONDS = 60.0
 LOG_SECONDS = 2.0
@@ -119,6 +123,7 @@ def training_steps(
     identity = _identity(config, dataset, seed)
     _restore(run, out, identity)
     _check_writable(out)
+    _trim_log(out, run.step)
     return _steps(run, budget, out, identity)
 
 
@@ -131,6 +136,14 @@ def _check_writable(out: Path) -> None:
         raise InputError(f"{out} cannot be made, for {there} is a file: give another --out")
     if not os.access(there, os.W_OK | os.X_OK):
         raise InputError(f"{out} cannot be written, permission to {there} is denied: give another --out")
+
+
+def _trim_log(out: Path, step: int) -> None:
+    """Drop what was logged after the checkpoint that the run goes on from: those steps are made again."""
+    file = out / LOG
+    if file.exists():
+        lines = file.read_text().splitlines(keepends=True)
+        atomic_write(file, "".join(line for line in lines if line.endswith("\n") and json.loads(line)["step"] <= step))
 
 
 def _config(dataset: ImageSet, name: str | None, settings: Mapping[str, str] | None) -> Config:
@@ -191,10 +204,10 @@ def _steps(run: Run, budget: Budget, out: Path, identity: dict[str, Any]) -> Ite
         try:
             while (fraction := budget.fraction(run.seconds, run.images, run.step)) < 1:
                 whole = False
-                outcome = run.advance(fraction)
-                whole = True
-                run.seconds = time.perf_counter() - began
-                unsaved = True
+                with _whole_steps():
+                    outcome = run.advance(fraction)
+                    run.seconds = time.perf_counter() - began
+                    whole = unsaved = True
                 if run.failures >= GIVE_UP:
                     raise InputError(
                         f"the loss has not been finite for {GIVE_UP} steps in a row (step {run.step}): "
@@ -226,6 +239,22 @@ def _steps(run: Run, budget: Budget, out: Path, identity: dict[str, Any]) -> Ite
             raise
 
 
+@contextmanager
+def _whole_steps() -> Iterator[None]:
+    """Hold a Ctrl-C back until the block is over: half a step could not be gone on from."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    pressed = []
+    before = signal.signal(signal.SIGINT, lambda *_: pressed.append(True))
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGINT, before)
+    if pressed:
+        raise KeyboardInterrupt
+
+
 def _smooth(shown: list[float], outcome: Outcome) -> list[float]:
     if not outcome.finite:
         return shown
@@ -252,9 +281,13 @@ def _grid(run: Run, out: Path) -> None:
 
 
 def _log(out: Path, progress: Progress, board: Any) -> None:
-    out.mkdir(parents=True, exist_ok=True)
-    with (out / "log.jsonl").open("a") as log:
-        log.write(json.dumps(_finite(asdict(progress)), allow_nan=False) + "\n")
+    line = json.dumps(_finite(asdict(progress)), allow_nan=False) + "\n"
+    make_folder(out)
+    try:
+        with (out / LOG).open("a") as log:
+            log.write(line)
+    except OSError as error:
+        raise why_not_written(out / LOG, error) or error from None
     if board is not None:
         board.add_scalar("loss", progress.loss, progress.step)
         for stage, loss in enumerate(progress.stage_losses):

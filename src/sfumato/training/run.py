@@ -152,6 +152,8 @@ class Run:
         names = {parameter: name for name, parameter in self.parameters.items()}
         with torch.no_grad():
             for name, parameter in self.parameters.items():
+                if tensors[f"weight.{name}"].shape != parameter.shape:
+                    raise RuntimeError(f"{name} has another shape")
                 parameter.copy_(tensors[f"weight.{name}"])
                 self.averages[name].copy_(tensors[f"average.{name}"])
         for optimizer in self.optimizers:
@@ -160,6 +162,6 @@ class Run:
                     stored = tensors.get(f"{key}.{names[parameter]}")
                     if stored is not None:
                         like = parameter if stored.shape == parameter.shape else stored
-                        optimizer.state[parameter][key] = torch.empty_like(like).copy_(stored)
+                        optimizer.state[parameter][key] = torch.empty_like(like, device=parameter.device).copy_(stored)
         for name in self.NUMBERS:
             setattr(self, name, numbers[name])
