@@ -3,7 +3,7 @@
 PYTHON ?= python3
 # torch goes in first and pinned, by its plain name: whatever comes later finds it there and cannot pull in another build.
 # The project runs on the CPU build. Where your package index offers a CUDA build under that name, and you do not want its
-# gigabytes, put the CPU build's index or file here: make install TORCH="torch==2.13.0 --index-url URL".
+# gigabytes, name the file of a CPU build: make install TORCH=./torch-2.13.0+cpu.whl
 TORCH ?= torch==2.13.0
 
 VENV := .venv
