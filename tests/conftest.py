@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import atexit
 import gzip
 import os
+import shutil
 import struct
 import tempfile
 from collections.abc import Callable
@@ -16,6 +18,7 @@ from PIL import Image
 
 # Before anything reads it: tests must neither use nor fill the user's own cache.
 os.environ["SFUMATO_CACHE"] = tempfile.mkdtemp(prefix="sfumato-tests-")
+atexit.register(shutil.rmtree, os.environ["SFUMATO_CACHE"], ignore_errors=True)
 os.environ.setdefault("OMP_NUM_THREADS", "2")
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from typing import Any
@@ -108,13 +108,22 @@ class Generator:
 
     # -- sampling ---------------------------------------------------------------------------------------------------
 
-    def sample(self, n: int = 16, label: Labels = None, *, batch_size: int = 64, **how: Any) -> Tensor:
+    def sample(
+        self,
+        n: int = 16,
+        label: Labels = None,
+        *,
+        batch_size: int = 64,
+        progress: Callable[[int, int], None] | None = None,
+        **how: Any,
+    ) -> Tensor:
         """Draw n images.
 
         Args:
             n: how many.
             label: a class by name or number, or one for each image; None gives every class in turn.
             batch_size: images at a time; the pictures do not depend on it.
+            progress: told (images drawn, n) after each batch.
             how: ``steps``, ``sampler``, ``guidance``, ``weak``, ``seed`` as in ``trace``.
 
         Returns:
@@ -129,6 +138,8 @@ class Generator:
             for rung in self.trace(len(chosen), labels[list(chosen)].tolist(), first=first, **how):
                 last = rung.x_hat
             pictures.append(to_pixels(last).cpu())
+            if progress is not None:
+                progress(chosen.stop, n)
         return torch.cat(pictures)
 
     def trace(

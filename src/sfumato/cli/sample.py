@@ -18,6 +18,7 @@ from sfumato.cli.console import (
     StepsOption,
     check_folder,
     check_output,
+    counting,
     show,
     waiting,
 )
@@ -94,18 +95,19 @@ def sample(
     if weak is not None:
         how["weak"] = Generator.from_pretrained(weak, device)
     labels = None if not label else [label[i % len(label)] for i in range(count)]
-    with waiting(f"drawing {count} images"):
-        if film:
+    if film:
+        with waiting("drawing the film"):
             pictures.save(generator.film(count, labels, **how), target)
+    else:
+        with counting(f"drawing {count} images") as progress:
+            pixels = generator.sample(count, labels, progress=progress, **how)
+        drawn = generator.labels(count, labels).tolist()  # class numbers
+        if folder:
+            _write_folder(target, pictures.to_bytes(pixels), drawn, generator.classes)
+        elif target.suffix.lower() == ".npz":
+            _write_npz(target, pictures.to_bytes(pixels), drawn, generator.classes)
         else:
-            pixels = generator.sample(count, labels, **how)
-            drawn = generator.labels(count, labels).tolist()  # class numbers
-            if folder:
-                _write_folder(target, pictures.to_bytes(pixels), drawn, generator.classes)
-            elif target.suffix.lower() == ".npz":
-                _write_npz(target, pictures.to_bytes(pixels), drawn, generator.classes)
-            else:
-                pictures.save(pictures.grid(pixels), target)
+            pictures.save(pictures.grid(pixels), target)
     what = "film" if film else "images"
     result = {"output": output, "count": count, "labels": label, "film": film, **how, "weak": weak}
     result["guidance"] = vars(pressed)

@@ -10,18 +10,18 @@ import torch
 from torch import Tensor, nn
 
 from sfumato.config import Config
+from sfumato.devices import autocast_type
 
 STEPS = 5  # Newton-Schulz iterations
 QUINTIC = (3.4445, -4.7750, 2.0315)  # of the iteration X <- a X + (b X X' + c (X X')^2) X, tuned by Jordan for 5 steps
 INNER = 16  # channels
-MUON_FACTOR = 1.0
 RMS = 0.2  # of an update, as large as AdamW's usually is (Liu et al. 2025, arXiv 2502.16982), so that both share a rate
 
 
 def orthogonal(matrices: Tensor) -> Tensor:
     """(N, m, n) matrices with all their singular values moved near 1, by products alone."""
     tall = matrices.shape[1] > matrices.shape[2]
-    x = matrices.to(torch.bfloat16)
+    x = matrices.to(autocast_type(matrices.device) or torch.float32)
     x = x.mT if tall else x
     x = x / (x.norm(dim=(1, 2), keepdim=True) + 1e-7)
     a, b, c = QUINTIC
@@ -67,7 +67,7 @@ def optimizers(denoiser: nn.Module, config: Config) -> list[torch.optim.Optimize
     """AdamW for all parameters; or, with optimizer=muon, Muon for the matrices inside and AdamW for the rest.
 
     Inside are the weights of convolutions and linear layers with INNER channels or more on both sides: what reads and
-    writes pixels, embeddings, norms and biases stay with AdamW. Each group's ``factor`` multiplies the learning rate.
+    writes pixels, embeddings, norms and biases stay with AdamW.
     """
     inner: list[Tensor] = []
     if config.optimizer == "muon":
@@ -76,10 +76,10 @@ def optimizers(denoiser: nn.Module, config: Config) -> list[torch.optim.Optimize
     chosen = set(inner)
     rest = [p for p in denoiser.parameters() if p not in chosen]
     groups = [
-        {"params": [p for p in rest if p.ndim > 1], "weight_decay": config.weight_decay, "factor": 1.0, "lr": 0.0},
-        {"params": [p for p in rest if p.ndim <= 1], "weight_decay": 0.0, "factor": 1.0, "lr": 0.0},
+        {"params": [p for p in rest if p.ndim > 1], "weight_decay": config.weight_decay, "lr": 0.0},
+        {"params": [p for p in rest if p.ndim <= 1], "weight_decay": 0.0, "lr": 0.0},
     ]
     made: list[torch.optim.Optimizer] = [torch.optim.AdamW(groups, betas=(0.9, 0.99), fused=True)]
     if inner:
-        made.append(Muon([{"params": inner, "weight_decay": config.weight_decay, "factor": MUON_FACTOR, "lr": 0.0}]))
+        made.append(Muon([{"params": inner, "weight_decay": config.weight_decay, "lr": 0.0}]))
     return made

@@ -82,7 +82,7 @@ class Run:
         """One step: a batch for each stage, one update of the weights and of their average."""
         for optimizer in self.optimizers:
             for group in optimizer.param_groups:
-                group["lr"] = self.learning_rate(fraction) * group["factor"]
+                group["lr"] = self.learning_rate(fraction)
         generator = torch.Generator().manual_seed(mix_seed(self.seed, self.step + 1))
         losses = []
         for stage, count in enumerate(self.counts):
