@@ -187,6 +187,13 @@ def test_a_failed_checkpoint_leaves_the_last_one(tmp_path: Path, whole: Path, mo
     assert_same(tmp_path, whole)
 
 
+def test_a_stop_between_the_two_files_of_the_last_checkpoint_is_made_good(tmp_path: Path, whole: Path):
+    finish(tmp_path)
+    (tmp_path / "model.safetensors").unlink()
+    assert finish(tmp_path) == []  # no step is left to make
+    assert_same(tmp_path, whole)
+
+
 # -- budgets --------------------------------------------------------------------------------------------------------------
 
 

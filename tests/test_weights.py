@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+import os
 import pickle
+import stat
 import struct
 from pathlib import Path
 from typing import Any
@@ -224,6 +226,15 @@ def test_a_failure_while_writing_leaves_the_old_file(file: Path, monkeypatch: py
         assert "no space is left" in str(caught.value) and "model.safetensors" in str(caught.value)
     assert file.read_bytes() == before
     assert sorted(p.name for p in file.parent.iterdir()) == ["config.json", "model.safetensors"]
+
+
+def test_a_model_may_be_read_by_whom_the_umask_lets(tmp_path: Path):
+    before = os.umask(0o022)
+    try:
+        weights.write(tmp_path, TENSORS, DESCRIPTION)
+    finally:
+        os.umask(before)
+    assert {stat.S_IMODE(p.stat().st_mode) for p in tmp_path.iterdir()} == {0o644}
 
 
 def test_a_folder_that_cannot_be_made_is_a_clear_error(tmp_path: Path):

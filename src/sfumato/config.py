@@ -171,7 +171,9 @@ def preset(size: tuple[int, int], name: str | None = None) -> Config:
     if chosen is None:
         raise InputError(f"images of {size[0]}x{size[1]} are too large for the presets: give --size 256 or less")
     if min(size) < 4 or size[0] % 2 or size[1] % 2:
-        raise InputError(f"images of {size[0]}x{size[1]} do not work: both sides must be even, and 4 pixels or more")
+        raise InputError(
+            f"images of {size[0]}x{size[1]} do not work: both sides must be even, and 4 pixels or more: give an even --size"
+        )
     stages = 1 + _halvings(size, COARSEST if max(size) > 12 else 4)
     patch = chosen.patch
     while size[0] % patch or size[1] % patch:

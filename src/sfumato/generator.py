@@ -22,7 +22,7 @@ from sfumato.ladder import Ladder
 from sfumato.samplers import SAMPLERS, Denoise, Noise, Rung, share_steps
 
 FORMAT = 1
-STEPS = 14  # of the default sampler; see benchmarks/RESULTS.md, "distance against milliseconds"
+STEPS = 10  # of the default sampler: more did not bring the distance down, see benchmarks/RESULTS.md
 Labels = str | int | Sequence[str | int] | None
 
 
@@ -45,8 +45,8 @@ class Generator:
 
     @property
     def default_sampler(self) -> str:
-        """Heun; Euler where there is a network for each rung and none in between, which Heun would ask."""
-        return "euler" if self.config.sharing == "rung" else "heun"
+        """Heun; Euler on a chain of fixed rungs, since Heun asks the network between them."""
+        return "euler" if self.config.rungs else "heun"
 
     # -- files ------------------------------------------------------------------------------------------------------
 
@@ -82,8 +82,8 @@ class Generator:
             denoiser.load_state_dict(tensors)
         except InputError as error:
             raise InputError(f"{name} cannot be used: {error}") from None
-        except (KeyError, TypeError, AttributeError, RuntimeError) as error:
-            reason = str(error).splitlines()[0]
+        except (KeyError, TypeError, AttributeError, RuntimeError, ValueError, IndexError) as error:
+            reason = (str(error) or type(error).__name__).splitlines()[0]
             raise InputError(
                 f"{name} is no sfumato model, or a damaged one ({reason}): train or copy it again"
             ) from None
@@ -135,7 +135,9 @@ class Generator:
         pictures = []
         for first in range(0, n, batch_size):
             chosen = range(first, min(first + batch_size, n))
-            for rung in self.trace(len(chosen), labels[list(chosen)].tolist(), first=first, **how):
+            for rung in self.trace(
+                len(chosen), labels[list(chosen)].tolist() if self.classes else None, first=first, **how
+            ):
                 last = rung.x_hat
             pictures.append(to_pixels(last).cpu())
             if progress is not None:
@@ -171,27 +173,36 @@ class Generator:
             raise InputError(f"n={n}: draw 1 image or more")
         sampler = sampler or self.default_sampler
         method = SAMPLERS.find(sampler)
-        if sampler == "heun" and self.config.sharing == "rung":
+        if sampler == "heun" and self.config.rungs:
             raise InputError("sampler 'heun' looks between the rungs, where a model with sharing=rung has no network: "
                              "choose euler, ancestral or mean")  # fmt: skip
         shared = self._steps(steps)
         if guidance is None or isinstance(guidance, int | float):
             guidance = Guidance(1.0 if guidance is None else float(guidance))
+        if guidance.scale == 1 and (weak is not None or guidance.rescale or guidance.interval != Guidance().interval):
+            raise InputError(
+                "a weak model, an interval and rescale act only with guidance other than 1: give guidance=2, say"
+            )
         labels = self.labels(first + n)[first:] if label is None else self.labels(n, label)
         denoise = self._bound(labels)
         other = None
         if guidance.scale != 1:
             if weak is not None:
+                if weak.device != self.device:
+                    raise InputError(
+                        f"the weak model is on {weak.device}, the model on {self.device}: load both on one"
+                    )
                 if weak.ladder != self.ladder or weak.classes != self.classes:
                     raise InputError(
                         "the weak model must have the same images, ladder and labels as the model it guides"
                     )
-                other = weak._bound(labels.to(weak.device))
-            elif self.classes:
+                other = weak._bound(labels)
+            elif self.classes and self.config.drop > 0:
                 other = self._bound(torch.full((n,), len(self.classes)))
             else:
+                lacks = "dropping some of them (drop=0)" if self.classes else "labels"
                 raise InputError(
-                    "guidance needs labels, and this model was trained without: leave it out, or give a weak model"
+                    f"guidance needs labels, and this model was trained without {lacks}: leave it out, or give a weak model"
                 )
         noise = Noise(seed, range(first, first + n), self.device)
         return _without_gradients(method(guided(denoise, other, guidance), self.ladder, noise, shared))
@@ -215,7 +226,7 @@ class Generator:
     def _label(self, label: str | int) -> int:
         if isinstance(label, str) and label in self.classes:
             return self.classes.index(label)
-        if str(label).isdecimal() and int(label) < max(len(self.classes), 1):
+        if str(label).isdecimal() and int(label) < len(self.classes):
             return int(label)
         if not self.classes:
             raise InputError(f"label {label!r} was asked for, but this model was trained without labels: leave it out")
@@ -223,13 +234,9 @@ class Generator:
 
     def _steps(self, steps: int | Sequence[int] | None) -> tuple[int, ...]:
         if self.config.rungs:
-            if (
-                steps is not None
-                and (self.config.sharing == "rung")
-                and tuple([steps] if isinstance(steps, int) else steps) != self.config.rungs
-            ):
-                raise InputError(f"this model has one network for each rung, {self.config.rungs}: leave the steps out")
-            steps = self.config.rungs if steps is None else steps
+            if steps is not None and (isinstance(steps, int) or tuple(steps) != self.config.rungs):
+                raise InputError(f"this model was trained on rungs {self.config.rungs} alone: leave the steps out")
+            return self.config.rungs
         if steps is None:
             return share_steps(self.ladder, max(STEPS, self.ladder.stages))
         return share_steps(self.ladder, steps) if isinstance(steps, int) else tuple(steps)
@@ -275,6 +282,8 @@ class Generator:
         level = level.expand(len(x))
         if not bool(((level > 0) & level.isfinite()).all()):
             raise InputError("sigma must be over 0 and finite")
+        if label is None and self.classes and not self.config.drop:
+            raise InputError("this model was trained with drop=0, so it cannot do without a label: give one")
         labels = torch.full((len(x),), len(self.classes)) if label is None else self.labels(len(x), label)
         z = 2 * x.to(self.device, torch.float32) - 1
         with self.autocast():

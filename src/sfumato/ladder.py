@@ -310,7 +310,7 @@ def edm_weights(ladder: Ladder, stage: int, sigma: Tensor) -> Weights:
 
 @WEIGHTS.add("elbo")
 def elbo_weights(ladder: Ladder, stage: int, sigma: Tensor) -> Weights:
-    """The likelihood bound: its weights in ds, times ``ds/dn = (1 + s)^2`` (Kingma et al. 2021)."""
+    """The likelihood bound within a stage (stages count equally a pixel): its weights in ds, times ``ds/dn = (1 + s)^2`` (Kingma et al. 2021)."""
     on_p, on_q = ladder.likelihood_weights(stage, sigma)
     return on_p * (1 + sigma) ** 2, on_q * (1 + sigma) ** 2
 

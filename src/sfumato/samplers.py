@@ -74,7 +74,7 @@ def _scramble(x: int) -> int:
 Sampler = Callable[[Denoise, Ladder, Noise, Sequence[int]], Iterator[Rung]]
 SAMPLERS: Registry[Sampler] = Registry("sampler")
 
-COARSE_SHARE = 0.5  # steps of each coarse stage for one of the finest: see benchmarks/RESULTS.md, "sharing the steps"
+COARSE_SHARE = 0.5  # steps of each coarse stage for one of the finest
 
 
 def share_steps(ladder: Ladder, total: int) -> tuple[int, ...]:
@@ -83,7 +83,9 @@ def share_steps(ladder: Ladder, total: int) -> tuple[int, ...]:
         raise InputError(f"{total} steps are too few for {ladder.stages} stages: give {ladder.stages} or more")
     shares = [COARSE_SHARE] * (ladder.stages - 1) + [1.0]
     steps = [max(1, round(total * share / sum(shares))) for share in shares[:-1]]
-    return (*steps, max(1, total - sum(steps)))
+    while total - sum(steps) < max(steps, default=0):
+        steps[steps.index(max(steps))] -= 1
+    return (*steps, total - sum(steps))
 
 
 def start(ladder: Ladder, noise: Noise) -> Tensor:

@@ -17,6 +17,7 @@ import typer
 import typer.core
 
 from sfumato.errors import InputError
+from sfumato.files import finite
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -104,7 +105,9 @@ def say(text: str) -> None:
 def show(lines: Sequence[str], result: Mapping[str, Any], as_json: bool) -> None:
     """The result on standard output: lines for people, or one JSON object."""
     try:
-        print(json.dumps(result, default=str) if as_json else "\n".join(lines), flush=True)
+        print(
+            json.dumps(finite(dict(result)), default=str, allow_nan=False) if as_json else "\n".join(lines), flush=True
+        )
     except BrokenPipeError:  # as in `sfumato ... | head`: whoever read has seen enough, and the work is done
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 

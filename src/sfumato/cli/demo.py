@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 import time
 from contextlib import closing
 from pathlib import Path
@@ -32,8 +33,8 @@ def demo(
 
     try:
         images = data.load("fashion-mnist")
-    except InputError:
-        say("Fashion-MNIST is not on this machine: the demo takes scikit-learn's digits")
+    except InputError as error:
+        say(f"{error}; the demo takes scikit-learn's digits")
         images = data.load("digits")
     run = out / images.name
     steps = training_steps(images, run, minutes=minutes, device=device)
@@ -57,7 +58,7 @@ def demo(
         f"samples: {grid}  (a row for each of {', '.join(classes)})",
         f"film:    {film}  (noise up to an image, and the image down to noise)",
         f"model:   {run}",
-        f"next: sfumato sample {run} --label {classes[-2]!r} -n 64 -o more.png",
+        f"next: sfumato sample {shlex.quote(str(run))} --label {shlex.quote(classes[-2])} -n 64 -o more.png",
     ]
     show(
         lines,

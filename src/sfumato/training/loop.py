@@ -22,7 +22,7 @@ from sfumato.config import Config, preset
 from sfumato.data import ImageSet, load
 from sfumato.devices import find_device
 from sfumato.errors import InputError
-from sfumato.files import atomic_write, make_folder, why_not_written
+from sfumato.files import atomic_write, finite, make_folder, why_not_written
 from sfumato.generator import Generator
 from sfumato.pictures import grid, save
 from sfumato.training.budget import Budget
@@ -142,8 +142,16 @@ def _trim_log(out: Path, step: int) -> None:
     """Drop what was logged after the checkpoint that the run goes on from: those steps are made again."""
     file = out / LOG
     if file.exists():
-        lines = file.read_text().splitlines(keepends=True)
-        atomic_write(file, "".join(line for line in lines if line.endswith("\n") and json.loads(line)["step"] <= step))
+        lines = file.read_text(errors="replace").splitlines(keepends=True)
+        atomic_write(file, "".join(line for line in lines if line.endswith("\n") and _logged_step(line) <= step))
+
+
+def _logged_step(line: str) -> float:
+    """The step of a line of the log; infinite for a damaged one."""
+    try:
+        return json.loads(line)["step"]
+    except (ValueError, KeyError, TypeError):
+        return math.inf
 
 
 def _config(dataset: ImageSet, name: str | None, settings: Mapping[str, str] | None) -> Config:
@@ -201,6 +209,8 @@ def _steps(run: Run, budget: Budget, out: Path, identity: dict[str, Any]) -> Ite
     images_before, seconds_before = run.images, run.seconds
     with ExitStack() as stack:
         board = _board(out, stack)
+        if _model_is_stale(out):  # the last session ended between the two files of a checkpoint
+            run.generator().save(out)
         try:
             while (fraction := budget.fraction(run.seconds, run.images, run.step)) < 1:
                 whole = False
@@ -211,7 +221,7 @@ def _steps(run: Run, budget: Budget, out: Path, identity: dict[str, Any]) -> Ite
                 if run.failures >= GIVE_UP:
                     raise InputError(
                         f"the loss has not been finite for {GIVE_UP} steps in a row (step {run.step}): "
-                        "start again with a smaller --set learning_rate="
+                        "start again with a smaller --set learning_rate= and another --out"
                     )
                 shown = _smooth(shown, outcome)
                 after = budget.fraction(run.seconds, run.images, run.step)
@@ -269,19 +279,24 @@ def _save(run: Run, out: Path, identity: dict[str, Any]) -> None:
     run.generator().save(out)
 
 
+def _model_is_stale(out: Path) -> bool:
+    """Whether the state was written and the model after it was not."""
+    state, model = out / STATE, out / weights.MODEL
+    return state.exists() and (not model.exists() or model.stat().st_mtime_ns < state.stat().st_mtime_ns)
+
+
 def _grid(run: Run, out: Path) -> None:
     """A picture of what the average draws now: two of each of the first eight classes."""
     classes = len(run.data.classes)
     labels = [i % min(classes, 8) for i in range(16)] if classes else None
     with torch.random.fork_rng(devices=[]):
         pixels = run.generator().sample(16, labels, seed=0)
-    run.average.eval()
     (out / "samples").mkdir(parents=True, exist_ok=True)
     save(grid(pixels, columns=8), out / "samples" / f"{run.step:07d}.png")
 
 
 def _log(out: Path, progress: Progress, board: Any) -> None:
-    line = json.dumps(_finite(asdict(progress)), allow_nan=False) + "\n"
+    line = json.dumps(finite(asdict(progress)), allow_nan=False) + "\n"
     make_folder(out)
     try:
         with (out / LOG).open("a") as log:
@@ -293,15 +308,6 @@ def _log(out: Path, progress: Progress, board: Any) -> None:
         for stage, loss in enumerate(progress.stage_losses):
             board.add_scalar(f"loss/stage_{stage}", loss, progress.step)
         board.add_scalar("images_per_second", progress.images_per_second, progress.step)
-
-
-def _finite(value: Any) -> Any:
-    """JSON has no nan: null stands for it."""
-    if isinstance(value, dict):
-        return {k: _finite(v) for k, v in value.items()}
-    if isinstance(value, tuple | list):
-        return [_finite(v) for v in value]
-    return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
 def _board(out: Path, stack: ExitStack) -> Any:

@@ -61,7 +61,7 @@ def stage_loss(
     sigma = draw_levels(config, ladder, stage, count, generator)
     detail = ladder.detail(stage, sigma)
     on_p, on_q = ladder.weights(config.weights, stage, sigma)
-    if plain := round(config.plain_share * count) if stage else 0:
+    if plain := max(1, round(config.plain_share * count)) if stage and config.plain_share else 0:
         # Plain states x + s e at any level: not on the sampling path, but what defences and likelihoods ask for.
         top = float(flow_time(torch.tensor(ladder.jumps[0])))
         share = (torch.arange(plain) + torch.rand(plain, generator=generator)) / plain
@@ -119,8 +119,6 @@ def drop_labels(label: Tensor, classes: int, share: float, generator: torch.Gene
 
 def gamma_of_width(width: float) -> float:
     """The exponent of the power-function average whose relative width is ``width`` (EDM2, equation 17)."""
-    if width >= 0.28:
-        raise ValueError(f"a relative width of {width} is beyond the power function's 0.28")
     low, high = 0.0, 1e6
     for _ in range(200):  # sigma_rel(gamma) = sqrt((gamma + 1) / ((gamma + 2)^2 (gamma + 3))) falls with gamma
         middle = (low + high) / 2

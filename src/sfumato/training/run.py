@@ -28,10 +28,6 @@ class Outcome:
     stage_losses: tuple[float, ...]
     finite: bool
 
-    @property
-    def loss(self) -> float:
-        return sum(self.stage_losses)
-
 
 class Run:
     """The state that training changes, all of it in ``tensors()`` and ``numbers``.
