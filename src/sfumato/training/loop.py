@@ -115,14 +115,12 @@ def training_steps(
     budget = Budget.of(minutes, images, steps)
     chosen_device = find_device(device)
     out = Path(out)
-    if out.exists() and not out.is_dir():
-        raise InputError(f"{out} is a file: give --out a folder")
+    _check_writable(out)
     dataset = load(data, size=size, fit=fit)
     config = _config(dataset, preset, settings)
     run = Run(config, dataset, chosen_device, seed)
     identity = _identity(config, dataset, seed)
     _restore(run, out, identity)
-    _check_writable(out)
     _trim_log(out, run.step)
     return _steps(run, budget, out, identity)
 
