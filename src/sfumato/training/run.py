@@ -50,6 +50,7 @@ class Run:
         self.average.load_state_dict(self.denoiser.state_dict())
         self.average.requires_grad_(False)
         self.parameters = dict(self.denoiser.named_parameters())
+        self.names = {parameter: name for name, parameter in self.parameters.items()}
         self.averages = dict(self.average.named_parameters())
         self.optimizers = optimizers(self.denoiser, config)
         self.gamma = gamma_of_width(config.ema)
@@ -137,15 +138,13 @@ class Run:
         """Weights, averages and moments by name."""
         found = {f"weight.{name}": p.detach() for name, p in self.parameters.items()}
         found |= {f"average.{name}": p.detach() for name, p in self.averages.items()}
-        names = {parameter: name for name, parameter in self.parameters.items()}
         for optimizer in self.optimizers:
             for parameter, state in optimizer.state.items():
-                found |= {f"{key}.{names[parameter]}": value for key, value in state.items()}
+                found |= {f"{key}.{self.names[parameter]}": value for key, value in state.items()}
         return found
 
     def restore(self, tensors: dict[str, Tensor], numbers: dict[str, Any]) -> None:
         """The inverse of ``tensors`` and ``numbers``; KeyError or RuntimeError where they do not fit."""
-        names = {parameter: name for name, parameter in self.parameters.items()}
         with torch.no_grad():
             for name, parameter in self.parameters.items():
                 if tensors[f"weight.{name}"].shape != parameter.shape:
@@ -155,7 +154,7 @@ class Run:
         for optimizer in self.optimizers:
             for parameter in (p for group in optimizer.param_groups for p in group["params"]):
                 for key in ("step", "exp_avg", "exp_avg_sq", "momentum"):
-                    stored = tensors.get(f"{key}.{names[parameter]}")
+                    stored = tensors.get(f"{key}.{self.names[parameter]}")
                     if stored is not None:
                         like = parameter if stored.shape == parameter.shape else stored
                         optimizer.state[parameter][key] = torch.empty_like(like, device=parameter.device).copy_(stored)
