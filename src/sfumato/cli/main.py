@@ -9,7 +9,7 @@ from typing import Annotated, Any
 
 import typer
 
-from sfumato.cli import data, demo, evaluate, sample, train
+from sfumato.cli import classifier, data, demo, evaluate, sample, train
 from sfumato.cli.console import Interrupted, Verb, say
 from sfumato.errors import InputError
 
@@ -26,6 +26,7 @@ app.command("demo", cls=Verb)(demo.demo)
 app.command("train", cls=Verb)(train.train)
 app.command("sample", cls=Verb)(sample.sample)
 app.command("evaluate", cls=Verb)(evaluate.evaluate)
+app.add_typer(classifier.app, name="classifier")
 app.add_typer(data.app, name="data")
 
 

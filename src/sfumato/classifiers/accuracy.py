@@ -1,0 +1,119 @@
+"""How often a classifier is right, with an exact interval, overall and for each class."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from sfumato.classifiers.classifier import Classifier
+from sfumato.data import ImageSet
+from sfumato.errors import InputError, nearest
+
+LEVEL = 0.95  # of the intervals
+
+
+@dataclass(frozen=True)
+class Accuracy:
+    """``correct`` of ``count`` images."""
+
+    correct: int
+    count: int
+
+    @property
+    def value(self) -> float:
+        """The share that is right, from 0 to 1."""
+        return self.correct / self.count
+
+    @property
+    def interval(self) -> tuple[float, float]:
+        """The 95 % confidence interval of Clopper and Pearson (1934): exact, so never too narrow."""
+        from scipy.stats import beta
+
+        tail = (1 - LEVEL) / 2
+        low = beta.ppf(tail, self.correct, self.count - self.correct + 1) if self.correct else 0.0
+        high = beta.ppf(1 - tail, self.correct + 1, self.count - self.correct) if self.correct < self.count else 1.0
+        return float(low), float(high)
+
+    def to_json(self) -> dict[str, Any]:
+        low, high = self.interval
+        return {"accuracy": self.value, "low": low, "high": high, "correct": self.correct, "count": self.count}
+
+    def __str__(self) -> str:
+        low, high = self.interval
+        return f"{self.value:.2%} ({low:.2%} to {high:.2%}, {self.correct:,} of {self.count:,})"
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """Accuracy overall, and for each class that has images, by name."""
+
+    overall: Accuracy
+    classes: dict[str, Accuracy]
+
+    def to_json(self) -> dict[str, Any]:
+        return {**self.overall.to_json(), "classes": {name: each.to_json() for name, each in self.classes.items()}}
+
+
+def evaluate_classifier(
+    classifier: Classifier, data: ImageSet, progress: Callable[[int, int], None] | None = None
+) -> Evaluation:
+    """Classify every image of ``data``.
+
+    Args:
+        classifier: any; its labels are matched with the data's class names as ``match_labels`` does.
+        data: labelled images, of a size that the classifier takes.
+        progress: called with (images done, images in all).
+
+    Raises:
+        InputError: images or classes that the classifier does not take.
+    """
+    wanted = match_labels(classifier, data)
+    found = []
+    with classifier.ready():
+        for start in range(0, len(data), classifier.batch_size):
+            found.append(classifier.predict(data.pixels(slice(start, start + classifier.batch_size))))
+            if progress is not None:
+                progress(min(start + classifier.batch_size, len(data)), len(data))
+    right = torch.cat(found) == wanted  # (N,)
+    classes = {}
+    for name, label in zip(data.classes, _numbers(classifier, data), strict=True):
+        mine = wanted == label
+        if mine.any():
+            classes[name] = Accuracy(int(right[mine].sum()), int(mine.sum()))
+    return Evaluation(Accuracy(int(right.sum()), len(data)), classes)
+
+
+def match_labels(classifier: Classifier, data: ImageSet) -> Tensor:
+    """The labels of ``data`` (N,) int64 as the numbers of the classifier's logits.
+
+    Classes are matched by name, in whatever order; by number where the classifier knows no names.
+
+    Raises:
+        InputError: data without labels, or with a class that the classifier does not have.
+    """
+    if data.labels is None:
+        raise InputError(
+            f"data {data.name!r} has no labels: give images in a sub-folder a class, or an .npz with labels"
+        )
+    numbers = torch.tensor(_numbers(classifier, data))
+    return numbers[torch.from_numpy(data.labels)]  # (N,)
+
+
+def _numbers(classifier: Classifier, data: ImageSet) -> list[int]:
+    """For each class of ``data`` the number of its logit."""
+    if classifier.named:
+        known = {name: i for i, name in enumerate(classifier.labels)}
+        for name in data.classes:
+            if name not in known:
+                raise InputError(f"data {data.name!r} has a class {name!r} that the classifier does not know: "
+                                 f"{nearest(name, known)}")  # fmt: skip
+        return [known[name] for name in data.classes]
+    classifier.logits(data.pixels(0))  # a model without names may only tell by a pass how many classes it has
+    if len(data.classes) > classifier.classes:
+        raise InputError(f"data {data.name!r} has {len(data.classes)} classes, the classifier {classifier.classes}: "
+                         "give data of the classes that it was trained on")  # fmt: skip
+    return list(range(len(data.classes)))

@@ -1,0 +1,120 @@
+"""A trained classifier on disk: ``model.safetensors``, which holds everything, and ``config.json`` for people to read."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from sfumato import weights
+from sfumato.classifiers.classifier import Classifier
+from sfumato.classifiers.networks import NETWORKS
+from sfumato.devices import find_device
+from sfumato.errors import InputError
+
+FORMAT = 1
+_WANTED = {"network": str, "size": list, "channels": int, "mean": list, "std": list, "labels": list}
+
+
+def save_classifier(folder: str | Path, classifier: Classifier, notes: Mapping[str, Any] | None = None) -> None:
+    """Write a classifier whose model is one of ``NETWORKS`` to ``folder``, each file whole or not at all.
+
+    Args:
+        folder: made where it is missing.
+        classifier: with mean, std, labels, size and channels.
+        notes: what else to keep with it (test accuracy, data, how it was trained), JSON values by name.
+
+    Raises:
+        InputError: another model, a classifier without one of these, or a place that cannot be written to.
+    """
+    module = classifier.module
+    name = next((name for name, network in NETWORKS.items() if type(module) is network), None)
+    if module is None or name is None:
+        raise InputError(f"a classifier around {type(classifier.model).__name__} cannot be saved, only sfumato's networks "
+                         f"({', '.join(NETWORKS)}): save the model itself, and give it as py:package.module:factory")  # fmt: skip
+    if classifier.mean is None or classifier.std is None or classifier.size is None or classifier.channels is None:
+        raise InputError(
+            "a classifier is saved with its mean, std, size and channels: give all four to Classifier(...)"
+        )
+    description = {
+        **(notes or {}),
+        "format": FORMAT,
+        "kind": "classifier",
+        "network": name,
+        "size": list(classifier.size),
+        "channels": classifier.channels,
+        "mean": classifier.mean.tolist(),
+        "std": classifier.std.tolist(),
+        "labels": list(classifier.labels),
+    }
+    weights.write(Path(folder), module.state_dict(), json.loads(json.dumps(description)))
+
+
+def load_classifier(path: str | Path, device: str | torch.device = "auto") -> Classifier:
+    """The classifier of a folder (or ``model.safetensors``, or ``hf:owner/name``) that ``save_classifier`` wrote.
+
+    Raises:
+        InputError: nothing there, a damaged or foreign file, a pickle, or a model of another kind.
+    """
+    chosen = find_device(device)
+    file = weights.find(path)
+    tensors, description = weights.read(file)
+    check_description(file, description)
+    network = NETWORKS.find(description["network"])
+    height, width = description["size"]
+    try:
+        with torch.device("meta"):  # no numbers are drawn, and no more memory is taken than the file's own
+            module = network(description["channels"], (height, width), len(description["labels"]))
+        # Copies, for what was read is the file itself in memory, which somebody may write over.
+        module.load_state_dict({name: tensor.clone() for name, tensor in tensors.items()}, assign=True)
+    except RuntimeError as error:
+        reason = str(error).splitlines()[-1].strip()
+        raise InputError(
+            f"{file} does not fit its network {description['network']!r} ({reason}): train it again"
+        ) from None
+    module = _like_trained(module).to(chosen)
+    return Classifier(
+        module.eval(),
+        mean=description["mean"],
+        std=description["std"],
+        labels=description["labels"],
+        size=(height, width),
+        channels=description["channels"],
+        device=chosen,
+    )
+
+
+def read_description(path: str | Path) -> dict[str, Any]:
+    """What is kept with a saved classifier: the settings, and the notes (test accuracy, data, training)."""
+    file = weights.find(path)
+    description = weights.read(file)[1]
+    check_description(file, description)
+    return description
+
+
+def check_description(file: Path, description: Mapping[str, Any]) -> None:
+    """InputError unless this describes a classifier that this version can build."""
+    if description.get("kind") != "classifier":
+        raise InputError(f"{file} is not a classifier: give a folder that 'sfumato classifier train --out' wrote")
+    if description.get("format") != FORMAT:
+        raise InputError(f"{file} has format {description.get('format')!r}, this version reads {FORMAT}: "
+                         "use the version of sfumato that wrote it")  # fmt: skip
+    wrong = [key for key, kind in _WANTED.items() if not isinstance(description.get(key), kind)]
+    size, labels = description.get("size"), description.get("labels")
+    if isinstance(size, list) and not (len(size) == 2 and all(type(n) is int and 0 < n <= 65_536 for n in size)):
+        wrong.append("size")
+    if isinstance(labels, list) and not (len(labels) >= 2 and all(isinstance(name, str) for name in labels)):
+        wrong.append("labels")
+    if wrong:
+        raise InputError(f"{file} describes no classifier ({', '.join(wrong)} missing or wrong): train it again")
+
+
+def _like_trained(module: nn.Module) -> nn.Module:
+    """The tensors of the file, as the parameters that they were: trainable, channels last as convolutions like it."""
+    for parameter in module.parameters():
+        parameter.requires_grad_(True)
+    return module.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
