@@ -118,7 +118,9 @@ def main() -> None:
                 settings=settings_of(change),
             )
             arm_results = [measure(ladder, out, s, chosen.n, seed, features) for s in sampling_of(change, out)]
-            kept = {key: stats[key] for key in ("steps", "images", "parameters", "seconds", "memory_mib")}
+            kept = {
+                key: stats[key] for key in ("steps", "images", "parameters", "seconds", "memory_mib", "cpu_seconds")
+            }
             record = {**run, "n": chosen.n, "results": arm_results, "plain_errors": plain_errors(out), **kept,
                       **features.identity, "machine": machine.describe()}  # fmt: skip
             records.append(NAME, record)

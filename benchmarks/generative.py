@@ -87,7 +87,10 @@ def main() -> None:
                 stats = train_apart(name, 60 * minutes, seed, chosen.threads, out, again=chosen.again)
                 for setting in missing:
                     result = measure(arm, out, setting, chosen.n, seed, features)
-                    kept = {key: stats[key] for key in ("steps", "images", "parameters", "seconds", "memory_mib")}
+                    kept = {
+                        key: stats[key]
+                        for key in ("steps", "images", "parameters", "seconds", "memory_mib", "cpu_seconds")
+                    }
                     records.append(
                         NAME,
                         {**run, **result, **kept, **features.identity, "floor": lowest, "machine": machine.describe()},

@@ -14,6 +14,7 @@ import shutil
 import subprocess
 import sys
 import tempfile
+import time
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -58,13 +59,15 @@ def train_here(arm: str, seconds: float, seed: int, out: Path, settings: Mapping
     from benchmarks.features import training_data
 
     extra = {"settings": settings} if settings else {}
-    stats = arms.find(arm).train(training_data(), seconds, seed, out, **extra)
+    data, began = training_data(), time.process_time()
+    stats = arms.find(arm).train(data, seconds, seed, out, **extra)
     stats = {
         **stats,
         "arm": arm,
         "seed": seed,
         "settings": dict(settings),
         "memory_mib": round(machine.peak_memory(), 1),
+        "cpu_seconds": round(time.process_time() - began, 1),  # of all threads: less than threads * seconds was lost
     }
     beside = out / (STATS + ".part")
     beside.write_text(json.dumps(stats) + "\n")

@@ -28,7 +28,7 @@ from torch import Tensor
 from sfumato.data import ImageSet
 from sfumato.devices import autocast_type
 
-SAMPLING = ("10", "15", "20", "30")  # evaluations of the network
+SAMPLING = ("10", "15", "20")  # evaluations of the network
 DROP = 0.1  # of the labels
 
 

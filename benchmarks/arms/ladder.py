@@ -16,7 +16,7 @@ from sfumato.samplers import evaluations as calls
 from sfumato.samplers import share_steps
 from sfumato.training import training_steps
 
-SAMPLING = ("heun:5", "heun:7", "heun:10", "heun:14", "heun:20", "dpmpp-2m:10", "dpmpp-2m:16", "dpmpp-2m:24")
+SAMPLING = ("heun:4", "heun:5", "heun:7", "heun:10", "dpmpp-2m:10", "dpmpp-2m:16")
 
 
 def train(

@@ -160,7 +160,9 @@ PRESETS: dict[str, Preset] = {
     "huge": Preset(256, (512, 384, 192, 128), (4, 3, 2, 2), 4, {"learning_rate": 1e-3}),
 }
 LARGE = 32 * 32  # pixels of a feature map, above which widths are the outer levels' and nothing attends
-COARSEST = 7  # px: stages and levels halve down to this, not further
+COARSEST_LEVEL = 7  # px: feature maps halve down to this, not further
+# The coarsest stage of images up to so many pixels. At 32 a third stage of 8 costs as much as one of 16 and does not pay.
+COARSEST_STAGE = {12: 4, 27: 7, 256: 14}
 
 
 def preset(size: tuple[int, int], name: str | None = None) -> Config:
@@ -174,12 +176,12 @@ def preset(size: tuple[int, int], name: str | None = None) -> Config:
         raise InputError(
             f"images of {size[0]}x{size[1]} do not work: both sides must be even, and 4 pixels or more: give an even --size"
         )
-    stages = 1 + _halvings(size, COARSEST if max(size) > 12 else 4)
+    stages = 1 + _halvings(size, next(least for up_to, least in COARSEST_STAGE.items() if max(size) <= up_to))
     patch = chosen.patch
     while size[0] % patch or size[1] % patch:
         patch //= 2
     grid = size[0] // patch, size[1] // patch
-    levels = min(1 + _halvings(grid, COARSEST if max(size) > 12 else 2), len(chosen.channels))
+    levels = min(1 + _halvings(grid, COARSEST_LEVEL if max(size) > 12 else 2), len(chosen.channels))
     # Every stage must fit a level, the coarsest too: with fewer levels than that, it is the stages that go.
     while stages > 1 and min(size) >> (stages - 1) < min(grid) >> (levels - 1):
         stages -= 1
