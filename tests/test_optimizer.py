@@ -49,6 +49,6 @@ def test_pixels_embeddings_norms_and_biases_stay_with_adamw() -> None:
     assert inner.isdisjoint(outer) and inner | outer == set(names.values())
     assert all(min(p.shape[:2]) >= INNER and p.ndim > 1 for p, name in names.items() if name in inner)
     assert not any(
-        part in name for name in inner for part in (".read.", ".write.", ".label.", ".stage.", "norm", "bias")
+        part in name for name in inner for part in (".read.", ".write.", ".embed.", ".shifts.", "norm", "bias")
     )
     assert any("first" in name for name in inner)

@@ -8,7 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from sfumato.denoisers.layers import LevelEmbedding, attend, depth_to_space, space_to_depth, zero
+from sfumato.denoisers.layers import LevelEmbedding, Modulation, attend, depth_to_space, space_to_depth, zero
 from sfumato.denoisers.networks import NETWORKS
 from sfumato.errors import InputError
 from sfumato.ladder import Ladder
@@ -88,7 +88,7 @@ class PixelTransformer(nn.Module):
         self.share = {stage: 2.0 ** (ladder.stages - 1 - stage) * self.patch[stage] / patch for stage in serves}
         self.channels = channels
         self.embed = LevelEmbedding(channels, ladder.stages, classes)
-        self.modulation = zero(nn.Linear(channels, 6 * channels * depth + 2 * channels))
+        self.modulation = zero(Modulation(channels, 6 * channels * depth + 2 * channels))
         self.blocks = nn.ModuleList(TransformerBlock(channels, channels // 64) for _ in range(depth))
         self.read, self.write = nn.ModuleDict(), nn.ModuleDict()
         for stage, side in self.patch.items():

@@ -61,6 +61,10 @@ class Attention(nn.Module):
         return x + self.out(mixed).view(batch, height, width, channels).permute(0, 3, 1, 2)
 
 
+class Modulation(nn.Linear):
+    """From the embedding to the shifts, scales or gates of all blocks at once."""
+
+
 class LevelEmbedding(nn.Module):
     """What the network is told of its place on the ladder and of c: noise level, share of detail, stage, class.
 

@@ -10,7 +10,15 @@ from typing import NamedTuple
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from sfumato.denoisers.layers import Attention, LevelEmbedding, depth_to_space, group_norm, space_to_depth, zero
+from sfumato.denoisers.layers import (
+    Attention,
+    LevelEmbedding,
+    Modulation,
+    depth_to_space,
+    group_norm,
+    space_to_depth,
+    zero,
+)
 from sfumato.denoisers.networks import NETWORKS
 from sfumato.errors import InputError
 from sfumato.ladder import Ladder
@@ -104,7 +112,7 @@ class NestedUNet(nn.Module):
         levels = range(min(self.places[stage].level for stage in serves), len(channels))
         self.embed = LevelEmbedding(width, ladder.stages, classes)
         self.widths = {level: [channels[level]] * (2 * blocks[level]) for level in levels}
-        self.shifts = nn.Linear(width, sum(map(sum, self.widths.values())))
+        self.shifts = Modulation(width, sum(map(sum, self.widths.values())))
         nn.init.normal_(self.shifts.weight, std=0.5 * width**-0.5)
         self.inward, self.outward, self.attention = nn.ModuleDict(), nn.ModuleDict(), nn.ModuleDict()
         self.sink, self.rise = nn.ModuleDict(), nn.ModuleDict()

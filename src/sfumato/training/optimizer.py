@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from sfumato.config import Config
+from sfumato.denoisers.layers import LevelEmbedding, Modulation
 from sfumato.devices import autocast_type
 
 STEPS = 5  # Newton-Schulz iterations
@@ -25,9 +26,11 @@ def orthogonal(matrices: Tensor) -> Tensor:
     x = x.mT if tall else x
     x = x / (x.norm(dim=(1, 2), keepdim=True) + 1e-7)
     a, b, c = QUINTIC
+    identity = a * torch.eye(x.shape[1], dtype=x.dtype, device=x.device)
     for _ in range(STEPS):
         gram = x @ x.mT
-        x = a * x + torch.baddbmm(gram, gram, gram, beta=b, alpha=c) @ x
+        # All that acts on X goes into one small matrix: on a CPU, adding to the large one costs as much as a product.
+        x = (torch.baddbmm(gram, gram, gram, beta=b, alpha=c) + identity) @ x
     return x.mT if tall else x
 
 
@@ -66,12 +69,15 @@ class Muon(torch.optim.Optimizer):
 def optimizers(denoiser: nn.Module, config: Config) -> list[torch.optim.Optimizer]:
     """AdamW for all parameters; or, with optimizer=muon, Muon for the matrices inside and AdamW for the rest.
 
-    Inside are the weights of convolutions and linear layers with INNER channels or more on both sides: what reads and
-    writes pixels, embeddings, norms and biases stay with AdamW.
+    Inside are the weights of convolutions and linear layers with INNER channels or more on both sides that act on feature
+    maps: what reads and writes pixels, the embedding and what it modulates, norms and biases stay with AdamW.
     """
     inner: list[Tensor] = []
     if config.optimizer == "muon":
-        layers = [m for m in denoiser.modules() if isinstance(m, nn.Conv2d | nn.Linear)]
+        outside = {
+            part for m in denoiser.modules() if isinstance(m, LevelEmbedding | Modulation) for part in m.modules()
+        }
+        layers = [m for m in denoiser.modules() if isinstance(m, nn.Conv2d | nn.Linear) and m not in outside]
         inner = [m.weight for m in layers if min(m.weight.shape[:2]) >= INNER]
     chosen = set(inner)
     rest = [p for p in denoiser.parameters() if p not in chosen]
