@@ -1,0 +1,199 @@
+"""FAB: the nearest adversarial point by steps onto the linearised decision boundary (Croce & Hein 2020b, arXiv 1907.02044).
+
+Each step goes to the boundary between the true and one other class as the gradient sees it, exactly projected inside the
+box, and is drawn toward the clean sample (algorithm 1); a point that is adversarial is remembered and pulled back. The
+targeted form, FAB-T, does so for one likely class after the other: one gradient a step however many classes there are.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor
+
+from sfumato.attacks.apgd import likely_targets
+from sfumato.attacks.losses import reached
+from sfumato.attacks.norms import check_norm, flat, norm_of, per_sample
+from sfumato.attacks.passes import answers, checked, gradients, random_start
+from sfumato.attacks.registry import ATTACKS
+from sfumato.attacks.streams import streams_for
+from sfumato.attacks.verify import or_clean
+from sfumato.errors import InputError
+
+if TYPE_CHECKING:
+    from sfumato.classifiers import Classifier
+
+OVERSHOOT = 1.05  # eta: past the boundary, so that the point is adversarial
+MOST_BIAS = 0.1  # alpha_max: weight of the step from the clean sample
+PULL_BACK = 0.9  # beta: an adversarial point restarts this far out
+_SALT = 3000
+_ROUNDS = 100  # of a finite, rising iteration that takes fewer than ten in practice
+
+
+@ATTACKS.add("fab")
+def fab(
+    classifier: Classifier,
+    x: Tensor,
+    y: Tensor,
+    *,
+    norm: str = "Linf",
+    eps: float | Tensor | None = None,
+    targeted: bool = False,
+    seed: int = 0,
+    ids: Tensor | Sequence[int] | None = None,
+    steps: int = 100,
+    restarts: int = 1,
+    targets: int = 9,
+    batch_size: int | None = None,
+) -> Tensor:
+    """FAB-T: the nearest adversarial point.
+
+    Args:
+        classifier: to attack.
+        x: (B, ...) pixels in [0, 1].
+        y: (B,) true labels, or with ``targeted`` the labels wanted.
+        norm: Linf, L2 or L1.
+        eps: a float or (B,): a sample leaves as soon as it is fooled within this radius, and one that is not comes back
+            as it was. None: all steps, for the nearest point at any distance.
+        targeted: only toward ``y``, from what the classifier says of ``x``.
+        seed, ids: of the random starts from the second restart on.
+        steps: toward each class: a gradient and a forward pass each.
+        restarts: runs toward each class; the first begins at ``x``.
+        targets: how many classes to go toward, most likely first; never more than there are wrong ones.
+        batch_size: samples in a pass; the classifier's own by default.
+
+    Returns:
+        (B, ...) in the box: the nearest adversarial point found, or ``x`` where there was none or ``x`` is one.
+    """
+    check_norm(norm, ("Linf", "L2", "L1"), "fab")
+    if steps < 1 or restarts < 1 or targets < 1:
+        raise InputError(
+            f"fab with {steps} steps, {restarts} restarts and {targets} targets does nothing: give 1 or more"
+        )
+    x, y, ids = checked(x, y, ids, eps)
+    result = x.clone()
+    if len(x) == 0:
+        return result
+    radius = x.new_full((len(x),), torch.inf) if eps is None else per_sample(eps, x).reshape(-1)
+    nearest = x.new_full((len(x),), torch.inf)
+    with classifier.ready():
+        clean = answers(classifier, x, batch_size)
+        open_rows = ~reached(clean, y, targeted)
+        source = clean.argmax(1) if targeted else y
+        aims = y[:, None] if targeted else likely_targets(clean, y, targets)  # (B, T)
+        for number, aim in enumerate(aims.unbind(1)):
+            for restart in range(restarts):
+                rows = (open_rows & ((nearest > radius) | (eps is None))).nonzero().flatten()
+                if len(rows) == 0:
+                    break
+                begin = x[rows]
+                if restart:
+                    streams = streams_for(begin, seed, ids[rows], _SALT + 100 * number + restart)
+                    reach = torch.minimum(nearest[rows], radius[rows]).clamp_max(float(flat(x).shape[1]))
+                    begin = (begin + random_start(begin, norm, reach, streams)) / 2
+                found, distance = _walk(
+                    classifier, x[rows], begin, y[rows], source[rows], aim[rows], norm, radius[rows], steps, targeted,
+                    batch_size, stop=eps is not None,
+                )  # fmt: skip
+                better = distance < nearest[rows]
+                result[rows[better]], nearest[rows[better]] = found[better], distance[better]
+        outside = nearest > radius
+        result[outside] = x[outside]
+        return or_clean(classifier, x, result, y, targeted)
+
+
+def _walk(
+    classifier: Classifier,
+    x: Tensor,
+    begin: Tensor,
+    y: Tensor,
+    source: Tensor,
+    aim: Tensor,
+    norm: str,
+    radius: Tensor,
+    steps: int,
+    targeted: bool,
+    batch_size: int | None,
+    stop: bool,
+) -> tuple[Tensor, Tensor]:
+    """One run of algorithm 1: the nearest adversarial points (B, ...) and their distances (B,), infinite where none."""
+    result, nearest = x.clone(), x.new_full((len(x),), torch.inf)
+    rows = torch.arange(len(x), device=x.device)
+    x_adv = begin
+    for _ in range(steps):
+        if len(rows) == 0:
+            break
+        _, gap, slope = gradients(classifier, x_adv, _difference, (source, aim), batch_size)
+        # The boundary is where gap + <slope, point - x_adv> = 0; once from x_adv, once from the clean sample.
+        from_clean = gap + (flat(slope) * flat(x - x_adv)).sum(1)
+        here, clean = to_hyperplane(
+            torch.cat([x_adv, x]), torch.cat([slope, slope]), -torch.cat([gap, from_clean]), norm
+        ).chunk(2)
+        near, far = norm_of(here, norm).clamp_min(1e-8), norm_of(clean, norm).clamp_min(1e-8)
+        bias = per_sample((near / (near + far)).clamp(0, MOST_BIAS), x)  # (n, 1, ...)
+        x_adv = ((1 - bias) * (x_adv + OVERSHOOT * here) + bias * (x + OVERSHOOT * clean)).clamp(0, 1)
+        logits = answers(classifier, x_adv, batch_size)
+        hit = reached(logits, y, targeted)
+        distance = norm_of(x_adv - x, norm)
+        better = hit & (distance < nearest[rows])
+        result[rows[better]], nearest[rows[better]] = x_adv[better], distance[better]
+        x_adv = torch.where(per_sample(hit.to(x.dtype), x) > 0, x + PULL_BACK * (x_adv - x), x_adv)
+        if stop:
+            stay = nearest[rows] > radius
+            if not bool(stay.all()):
+                rows, x, y, x_adv, radius = rows[stay], x[stay], y[stay], x_adv[stay], radius[stay]
+                source, aim = source[stay], aim[stay]
+    return result, nearest
+
+
+def _difference(logits: Tensor, source: Tensor, aim: Tensor) -> Tensor:
+    """The aim's logit less the source's, (B,): above 0 past their boundary."""
+    return (logits.gather(1, aim[:, None]) - logits.gather(1, source[:, None])).squeeze(1)
+
+
+def to_hyperplane(x: Tensor, normal: Tensor, value: Tensor, norm: str) -> Tensor:
+    """The shortest change, in ``norm`` and inside the box, with ``<normal, change> = value``: (B, ...).
+
+    Where the box does not reach that far, the change toward it that goes as far as possible. Every entry moves in the
+    direction that helps, so only sizes are sought: for Linf ``min(t, room)``, for L2 ``min(t |normal|, room)``, with t
+    found exactly from below (each round solves for t and then clips more entries, and t only rises); for L1 the entries
+    of largest ``|normal|`` are filled up to their room.
+
+    Args:
+        x: (B, ...) points in the box.
+        normal: (B, ...).
+        value: (B,).
+        norm: Linf, L2 or L1.
+    """
+    toward = normal * per_sample(value.sign(), x)
+    room = flat(torch.where(toward > 0, 1 - x, x) * (toward != 0))  # (B, D)
+    weight, wanted = flat(normal).abs(), value.abs()[:, None]
+    if norm == "L1":
+        order = weight.argsort(dim=1, descending=True)
+        sorted_weight, sorted_room = weight.gather(1, order), room.gather(1, order)
+        gained = sorted_weight * sorted_room
+        left = (wanted - (gained.cumsum(1) - gained)).clamp_min(0)
+        taken = torch.minimum(left / sorted_weight.clamp_min(torch.finfo(x.dtype).tiny), sorted_room)
+        size = torch.zeros_like(room).scatter(1, order, taken)
+        return size.reshape(x.shape) * toward.sign()
+    pace = weight if norm == "L2" else 1.0
+    gain, most = weight * pace, weight * room
+    all_most = most.sum(1, keepdim=True)
+    t, free = torch.zeros_like(wanted), torch.ones_like(room)  # free: 1 where not clipped
+    for _ in range(_ROUNDS):
+        slope = _dot(gain, free)
+        left = (wanted - (all_most - _dot(most, free))).clamp_min(0)
+        higher = torch.where(slope > 0, left / slope.clamp_min(torch.finfo(x.dtype).tiny), torch.inf)
+        if not bool((higher > t * (1 + 1e-6)).any()):
+            break
+        t = torch.maximum(t, higher)
+        free = (room > t * pace).to(room.dtype)
+    size = torch.minimum((t * pace).nan_to_num(0.0), room)  # without a limit (t infinite) an entry of weight 0 stays
+    return size.reshape(x.shape) * toward.sign()
+
+
+def _dot(a: Tensor, b: Tensor) -> Tensor:
+    """(B, D) and (B, D) to (B, 1), without the product in between."""
+    return torch.bmm(a[:, None], b[:, :, None])[:, 0]

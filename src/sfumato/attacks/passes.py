@@ -1,0 +1,103 @@
+"""What the attacks share: checked arguments, gradients in batches, and random starting points."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor
+
+from sfumato.attacks.norms import into, per_sample, steepest
+from sfumato.attacks.streams import Streams
+from sfumato.errors import InputError
+
+if TYPE_CHECKING:
+    from sfumato.classifiers import Classifier
+
+TOLERANCE = 1e-6  # how far outside [0, 1] rounding may leave a pixel
+CPU_BATCH = (
+    32  # on small networks the gradients of 32 cost a third less a sample than those of 256, forward passes half
+)
+
+
+def checked(
+    x: Tensor, y: Tensor, ids: Tensor | Sequence[int] | None, eps: float | Tensor | None = None
+) -> tuple[Tensor, Tensor, Tensor]:
+    """``x`` detached, ``y`` beside it, and (B,) ``ids`` (default 0 ... B - 1), all on the device of ``x``.
+
+    Raises:
+        InputError: pixels outside [0, 1], labels or ids that do not fit the samples, or an eps that is negative or no number.
+    """
+    if x.ndim < 2:
+        raise InputError(f"the samples have shape {tuple(x.shape)}: attacks take a batch (B, C, H, W)")
+    if y.shape != x.shape[:1]:
+        raise InputError(f"{len(x)} samples and labels of shape {tuple(y.shape)}: give one label a sample")
+    if x.numel() and not (float(x.min()) >= -TOLERANCE and float(x.max()) <= 1 + TOLERANCE):
+        raise InputError(f"pixels run from {float(x.min()):g} to {float(x.max()):g}: attacks take pixels from 0 to 1")
+    if eps is not None and not bool((per_sample(eps, x) >= 0).all()):
+        raise InputError(f"eps is {eps}: give sizes of 0 or more, in units of pixels from 0 to 1")
+    numbers = torch.arange(len(x)) if ids is None else torch.as_tensor(ids)
+    if numbers.shape != x.shape[:1]:
+        raise InputError(f"{len(x)} samples and ids of shape {tuple(numbers.shape)}: give one id a sample")
+    return x.detach(), y.detach().to(x.device, torch.int64), numbers.to(x.device, torch.int64)
+
+
+def batch_for(classifier: Classifier, x: Tensor, batch_size: int | None) -> int:
+    """The samples in a pass: as asked; else the classifier's, but no more on a CPU than keep their activations in its cache."""
+    return batch_size or (min(classifier.batch_size, CPU_BATCH) if x.device.type == "cpu" else classifier.batch_size)
+
+
+def answer_batch(classifier: Classifier, x: Tensor, batch_size: int | None) -> int:
+    """The samples in a pass without gradients, which keeps less: four times as many, but no more than the classifier's."""
+    return batch_size or min(classifier.batch_size, 4 * batch_for(classifier, x, None))
+
+
+def answers(classifier: Classifier, x: Tensor, batch_size: int | None = None) -> Tensor:
+    """Logits (B, K) without gradients, in the batches of ``answer_batch``, on the device of ``x``."""
+    with torch.no_grad():
+        size = batch_size or min(
+            classifier.batch_size, 4 * batch_for(classifier, x, None)
+        )  # nothing is kept for backward
+        parts = [classifier(part) for part in x.split(size)]
+    return (parts[0] if len(parts) == 1 else torch.cat(parts)).to(x.device)
+
+
+def gradients(
+    classifier: Classifier,
+    x: Tensor,
+    loss: Callable[..., Tensor],
+    labels: Sequence[Tensor],
+    batch_size: int | None = None,
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Logits (B, K), losses (B,) and the losses' gradient with respect to ``x`` (B, ...), in full batches.
+
+    ``loss(logits, *labels)`` gives (B,). Entries of the gradient that are not numbers count as 0.
+    """
+    found: list[tuple[Tensor, Tensor, Tensor]] = []
+    size = batch_for(classifier, x, batch_size)
+    for part, *own in zip(x.split(size), *(label.split(size) for label in labels), strict=True):
+        values: list[Tensor] = []
+
+        def kept(logits: Tensor, own: Sequence[Tensor] = own, values: list[Tensor] = values) -> Tensor:
+            values.append(loss(logits, *(label.to(logits.device) for label in own)))
+            return values[0]
+
+        logits, slope = classifier.gradient(part, kept)
+        found.append((logits, values[0].detach().to(part.device), slope))
+    logits, losses, slopes = (parts[0] if len(parts) == 1 else torch.cat(parts) for parts in zip(*found, strict=True))
+    # A sum is cheaper than a second copy of all of them, and tells whether one is needed.
+    return logits, losses, slopes if bool(slopes.sum().isfinite()) else slopes.nan_to_num(0.0, 0.0, 0.0)
+
+
+def random_start(x: Tensor, norm: str, eps: Tensor, streams: Streams) -> Tensor:
+    """A random point near the rim of the ball, inside the box; (B, ...).
+
+    Linf: uniform in the cube. L2: a random direction, on the sphere. L1: normal noise, projected (Croce & Hein 2021).
+    """
+    if norm == "Linf":
+        return into(x, x + per_sample(eps, x) * streams.uniform(x.shape[1:], -1, 1).to(x.dtype), norm, eps)
+    noise = streams.normal(x.shape[1:]).to(x.dtype)
+    if norm == "L2":
+        noise = per_sample(eps, x) * steepest(noise, "L2")
+    return into(x, x + noise, norm, eps)
