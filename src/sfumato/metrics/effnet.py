@@ -23,6 +23,7 @@ from sfumato.errors import InputError
 SHA256 = "579344248a93e23026e6b78f1f6faf0bc1d282386f6c881cdbaacd49cabf77db"
 DIMENSION = 1280
 _SIDE = 224  # pixels, what the network was trained on
+_AT_ONCE = 16  # images on a CPU: maps of more are so large that the system clears new memory for each, twice the work
 _PLAIN = ("BINUNICODE", "BININT", "BININT1", "BININT2")
 _PICKLES = 5  # magic number, version, machine, the tensors' names and shapes, the order of the numbers
 
@@ -53,6 +54,8 @@ class EfficientNetLite0(nn.Module):
         Grey is repeated, transparent pixels are laid on white, and the image is brought to 224x224 (bilinear with
         antialiasing).
         """
+        if x.device.type == "cpu" and len(x) > _AT_ONCE:
+            return torch.cat([self.features(part) for part in x.split(_AT_ONCE)])
         if x.shape[1] == 4:
             x = x[:, :3] * x[:, 3:] + 1 - x[:, 3:]  # (B, 3, H, W)
         x = x.expand(-1, 3, -1, -1)
