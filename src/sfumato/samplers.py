@@ -74,11 +74,11 @@ def _scramble(x: int) -> int:
 Sampler = Callable[[Denoise, Ladder, Noise, Sequence[int]], Iterator[Rung]]
 SAMPLERS: Registry[Sampler] = Registry("sampler")
 
-COARSE_SHARE = 0.5  # steps of each coarse stage for one of the finest
+COARSE_SHARE = 0.4  # steps of each coarse stage for one of the finest: benchmarks/ablation.py, sharing the steps
 
 
 def share_steps(ladder: Ladder, total: int) -> tuple[int, ...]:
-    """``total`` steps shared over the stages, coarse first: each coarse stage gets half of what the finest gets."""
+    """``total`` steps shared over the stages, coarse first: each coarse stage gets ``COARSE_SHARE`` of the finest's."""
     if total < ladder.stages:
         raise InputError(f"{total} steps are too few for {ladder.stages} stages: give {ladder.stages} or more")
     shares = [COARSE_SHARE] * (ladder.stages - 1) + [1.0]
