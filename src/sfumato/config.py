@@ -36,7 +36,7 @@ class Config:
     weights: str = "velocity"
     levels: str = "uniform"  # how noise levels are drawn, in flow time
     plain_share: float = (
-        0.1  # of the training states, with their detail whole: they make one network serve defences too
+        0.1  # of the finest stage's states, with their detail whole: so one network serves defences too
     )
     drop: float = 0.1  # how often c is dropped
     flip: bool = False  # mirror images at random

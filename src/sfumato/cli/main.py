@@ -9,7 +9,7 @@ from typing import Annotated, Any
 
 import typer
 
-from sfumato.cli import classifier, data, demo, evaluate, sample, train
+from sfumato.cli import attack, audit, boundary, classifier, data, demo, evaluate, sample, train
 from sfumato.cli.console import Interrupted, Verb, say
 from sfumato.errors import InputError
 
@@ -18,7 +18,7 @@ DONE, BAD_INPUT, INTERRUPTED = 0, 2, 130
 app = typer.Typer(
     name="sfumato",
     help="Train a small image generator from scratch, sample from it, and measure it.",
-    epilog="Exit status: 0 done, 2 bad input or usage, 130 interrupted. Start with: sfumato demo",
+    epilog="Exit status: 0 done, 1 a check that was asked for failed, 2 bad input or usage, 130 interrupted. Start with: sfumato demo",
     add_completion=False,
     pretty_exceptions_enable=False,
 )
@@ -26,6 +26,9 @@ app.command("demo", cls=Verb)(demo.demo)
 app.command("train", cls=Verb)(train.train)
 app.command("sample", cls=Verb)(sample.sample)
 app.command("evaluate", cls=Verb)(evaluate.evaluate)
+app.command("attack", cls=attack.AttackVerb)(attack.attack)
+app.command("audit", cls=Verb)(audit.audit)
+app.command("boundary", cls=Verb)(boundary.boundary)
 app.add_typer(classifier.app, name="classifier")
 app.add_typer(data.app, name="data")
 
@@ -38,8 +41,8 @@ def root(version: Annotated[bool, typer.Option("--version", help="Print the vers
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run one command; returns its exit status.
 
-    0 is done. 2 is bad input or usage, 130 an interruption: then one sentence is on standard error, and no traceback.
-    Anything else that goes wrong is a bug, and is raised.
+    0 is done, 1 a check that the user asked for failed. 2 is bad input or usage, 130 an interruption: then one sentence
+    is on standard error, and no traceback. Anything else that goes wrong is a bug, and is raised.
     """
     arguments = list(sys.argv[1:] if arguments is None else arguments)
     if arguments == ["--version"]:

@@ -61,7 +61,8 @@ def stage_loss(
     sigma = draw_levels(config, ladder, stage, count, generator)
     detail = ladder.detail(stage, sigma)
     on_p, on_q = ladder.weights(config.weights, stage, sigma)
-    if plain := max(1, round(config.plain_share * count)) if stage and config.plain_share else 0:
+    finest = stage == ladder.stages - 1
+    if plain := max(1, round(config.plain_share * count)) if stage and finest and config.plain_share else 0:
         # Plain states x + s e at any level: not on the sampling path, but what defences and likelihoods ask for.
         top = float(flow_time(torch.tensor(ladder.jumps[0])))
         share = (torch.arange(plain) + torch.rand(plain, generator=generator)) / plain
