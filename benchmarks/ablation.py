@@ -45,9 +45,12 @@ CHANGES = (
     "patch=1 channels=32,64,128 blocks=1,2,2", "attention=0", "channels=48,144", "channels=96,112", "blocks=1,3", "blocks=3,1",
     "channels=64,128,192 blocks=1,2,1",
 )  # fmt: skip
-SAMPLING = ("heun:5", "heun:10")
-# Ways to share about the same arithmetic over the two stages, on the default's models.
-SHARES = ("heun:1+4", "heun:2+4", "heun:3+3", "heun:4+3", "heun:3+5", "heun:5+4", "heun:4+7", "heun:7+5")
+SAMPLING = ("dpmpp-2m:10", "heun:7")
+# Ways to share the steps over the two stages, on the default's models.
+SHARES = (
+    "dpmpp-2m:3+5", "dpmpp-2m:3+7", "dpmpp-2m:4+6", "dpmpp-2m:6+4", "dpmpp-2m:5+7", "dpmpp-2m:4+8", "dpmpp-2m:6+10",
+    "heun:1+4", "heun:2+4", "heun:3+3", "heun:3+5", "heun:5+3", "heun:3+7", "heun:4+6",
+)  # fmt: skip
 SIGMAS = (0.05, 0.12, 0.25, 0.5, 1.0)  # of plain noise, in [0, 1] units
 IMAGES = 500  # of the test set, for the plain error
 

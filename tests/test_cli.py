@@ -266,7 +266,7 @@ def test_evaluate(sfumato: Command, inside: Path, digits_run: Path) -> None:
     command = ("evaluate", digits_run, "--data", "digits", "-n", "40", "--seed", "3")
     told = sfumato(*command)
     assert told.status == 0, told.err
-    assert "40 samples, seed 3, heun" in told.out and "model vs train" in told.out
+    assert "40 samples, seed 3, dpmpp-2m" in told.out and "model vs train" in told.out
     result = json.loads(sfumato(*command, "--json", "-o", "report").out)
     assert result["samples"] == 40 and result["seed"] == 3 and list(result["features"]) == ["classifier"]
     frechet = result["features"]["classifier"]["model vs train"]["frechet"]

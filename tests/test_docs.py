@@ -25,6 +25,9 @@ SMALL = (
     (r"-n 64\b", "-n 4"),
     (r"-n 100\b", "-n 4"),
     (r"-n 2000\b", "-n 24"),
+    (r"(classifier train .*)", r"\1 --epochs 1"),
+    (r"(sfumato attack .*)", r"\1 -n 4"),
+    (r"(sfumato audit .*)", r"\1 -n 4"),
 )
 
 

@@ -16,7 +16,7 @@ from sfumato.samplers import evaluations as calls
 from sfumato.samplers import share_steps
 from sfumato.training import training_steps
 
-SAMPLING = ("heun:4", "heun:5", "heun:7", "heun:10", "dpmpp-2m:10", "dpmpp-2m:16")
+SAMPLING = ("dpmpp-2m:6", "dpmpp-2m:8", "dpmpp-2m:10", "dpmpp-2m:16", "heun:7", "heun:10")
 
 
 def train(

@@ -11,7 +11,7 @@ from sfumato.data import ImageSet
 
 __all__ = ["SAMPLING", "evaluations", "sample", "train"]
 
-SAMPLING = ("heun:4", "heun:5", "heun:7", "heun:10", "dpmpp-2m:10", "dpmpp-2m:16")
+SAMPLING = ("dpmpp-2m:6", "dpmpp-2m:8", "dpmpp-2m:10", "dpmpp-2m:16", "heun:7", "heun:10")
 
 
 def train(data: ImageSet, seconds: float, seed: int, out: Path) -> dict[str, Any]:

@@ -3,6 +3,7 @@
 >>> import sfumato                                                              # doctest: +SKIP
 >>> generator = sfumato.train("fashion-mnist", "runs/fashion", minutes=15)      # doctest: +SKIP
 >>> pixels = generator.sample(16, "sneaker")   # (16, 1, 28, 28) in [0, 1]      # doctest: +SKIP
+>>> x_adv = sfumato.attacks.pgd(classifier, x, y, norm="Linf", eps=8 / 255)     # doctest: +SKIP
 """
 
 from __future__ import annotations
@@ -11,6 +12,8 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from sfumato import attacks, classifiers
+    from sfumato.classifiers import Classifier
     from sfumato.data import load
     from sfumato.errors import InputError
     from sfumato.generator import Generator
@@ -20,9 +23,23 @@ if TYPE_CHECKING:
     from sfumato.training import train, training_steps
 
 __version__ = "0.1.0"
-__all__ = ["Generator", "Guidance", "InputError", "Ladder", "evaluate", "load", "train", "training_steps"]
+__all__ = [
+    "Classifier",
+    "Generator",
+    "Guidance",
+    "InputError",
+    "Ladder",
+    "attacks",
+    "classifiers",
+    "evaluate",
+    "load",
+    "train",
+    "training_steps",
+]
 
+_MODULES = ("attacks", "classifiers")
 _HOMES = {
+    "Classifier": "classifiers",
     "Generator": "generator",
     "Guidance": "guidance",
     "InputError": "errors",
@@ -36,6 +53,8 @@ _HOMES = {
 
 def __getattr__(name: str) -> Any:
     """Import the public names when they are first used: ``import sfumato`` alone costs milliseconds."""
+    if name in _MODULES:
+        return importlib.import_module(f"sfumato.{name}")
     if name not in _HOMES:
         raise AttributeError(f"module 'sfumato' has no attribute {name!r}")
     return getattr(importlib.import_module(f"sfumato.{_HOMES[name]}"), name)

@@ -22,7 +22,8 @@ from sfumato.ladder import Ladder
 from sfumato.samplers import SAMPLERS, Denoise, Noise, Rung, share_steps
 
 FORMAT = 1
-STEPS = 10  # of the default sampler: more did not bring the distance down, see benchmarks/RESULTS.md
+# Of the default sampler where none are asked for: more did not bring the distance down, see benchmarks/RESULTS.md.
+LEAST_STEPS, COARSE_STEPS, FINEST_STEPS = 10, 4, 6
 Labels = str | int | Sequence[str | int] | None
 
 
@@ -45,8 +46,8 @@ class Generator:
 
     @property
     def default_sampler(self) -> str:
-        """Heun; Euler on a chain of fixed rungs, since Heun asks the network between them."""
-        return "euler" if self.config.rungs else "heun"
+        """DPM-Solver++(2M): at equal distance half of Heun's evaluations, see benchmarks/RESULTS.md. Euler on fixed rungs."""
+        return "euler" if self.config.rungs else "dpmpp-2m"
 
     # -- files ------------------------------------------------------------------------------------------------------
 
@@ -238,7 +239,7 @@ class Generator:
                 raise InputError(f"this model was trained on rungs {self.config.rungs} alone: leave the steps out")
             return self.config.rungs
         if steps is None:
-            return share_steps(self.ladder, max(STEPS, self.ladder.stages))
+            return share_steps(self.ladder, max(LEAST_STEPS, COARSE_STEPS * (self.ladder.stages - 1) + FINEST_STEPS))
         return share_steps(self.ladder, steps) if isinstance(steps, int) else tuple(steps)
 
     def _bound(self, labels: Tensor) -> Denoise:

@@ -74,7 +74,7 @@ def _scramble(x: int) -> int:
 Sampler = Callable[[Denoise, Ladder, Noise, Sequence[int]], Iterator[Rung]]
 SAMPLERS: Registry[Sampler] = Registry("sampler")
 
-COARSE_SHARE = 0.4  # steps of each coarse stage for one of the finest: benchmarks/ablation.py, sharing the steps
+COARSE_SHARE = 0.6  # steps of each coarse stage for one of the finest: benchmarks/ablation.py, sharing the steps
 
 
 def share_steps(ladder: Ladder, total: int) -> tuple[int, ...]:

@@ -44,7 +44,7 @@ ModelArgument = Annotated[
     typer.Argument(metavar="MODEL", help="A run folder, a model.safetensors, or hf:owner/name.", show_default=False),
 ]
 SamplerOption = Annotated[
-    str | None, typer.Option("--sampler", help="One of {samplers}. Default: heun.", show_default=False)
+    str | None, typer.Option("--sampler", help="One of {samplers}. Default: dpmpp-2m.", show_default=False)
 ]
 StepsOption = Annotated[
     int | None, typer.Option("--steps", help="Steps over all stages: more are slower and better.", show_default=False)

@@ -101,7 +101,7 @@ def evaluate(
     spaces = {name: make(train, device) for name, make in makers.items()}  # fails early where something is missing
     judge = (spaces.get("classifier") or FEATURES["classifier"](train, device)) if judged else None
     built = time.perf_counter()
-    sampler = sampler or getattr(generator, "default_sampler", "heun")
+    sampler = sampler or getattr(generator, "default_sampler", None)
     how = {"steps": steps, "sampler": sampler, "guidance": guidance}
     with _counted(generator) as count:
         samples = _draw(generator, train, n, seed, work, how)

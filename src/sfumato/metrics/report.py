@@ -20,7 +20,7 @@ def lines(result: Mapping[str, Any]) -> list[str]:
     """What ``evaluate`` returned, as lines of text: what was drawn, a table a feature space, labels, memorisation."""
     reference, test, near = result["reference"], result["test"], result["neighbours"]
     steps = "default steps" if result["steps"] is None else f"steps {result['steps']}"
-    drawn = [f"{result['samples']} samples", f"seed {result['seed']}", result["sampler"], steps]
+    drawn = [f"{result['samples']} samples", f"seed {result['seed']}", result["sampler"] or "its own sampler", steps]
     if result["guidance"] is not None:
         drawn.append(f"guidance {result['guidance']:g}")
     if result["network_evaluations"] is not None:
