@@ -197,6 +197,15 @@ def test_a_bar_on_a_terminal(monkeypatch: pytest.MonkeyPatch) -> None:
 # -- sample ----------------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.parametrize(
+    ("count", "turns", "columns"), [(40, 10, 10), (8, 2, 2), (100, 2, 10), (9, 1, None), (5, 10, None), (99, 40, None)]
+)
+def test_a_column_of_a_grid_holds_one_label(count: int, turns: int, columns: int | None) -> None:
+    from sfumato.cli.sample import _columns
+
+    assert _columns(count, turns) == columns
+
+
 def test_sample_writes_a_grid(sfumato: Command, inside: Path, digits_run: Path) -> None:
     for name, seed in (("a.png", 1), ("b.png", 1), ("c.png", 2)):
         result = sfumato("sample", digits_run, "--label", "3", "-n", "4", "-o", name, "--seed", seed)

@@ -28,6 +28,7 @@ if TYPE_CHECKING:
     import numpy as np
 
 GRIDS = (".png", ".jpg", ".jpeg", ".webp")
+MOST_COLUMNS = 16  # of a grid with a column for each label
 
 
 def sample(
@@ -107,11 +108,19 @@ def sample(
         elif target.suffix.lower() == ".npz":
             _write_npz(target, pictures.to_bytes(pixels), drawn, generator.classes)
         else:
-            pictures.save(pictures.grid(pixels), target)
+            turns = len(label) if label else len(generator.classes)
+            pictures.save(pictures.grid(pixels, _columns(count, turns)), target)
     what = "film" if film else "images"
     result = {"output": output, "count": count, "labels": label, "film": film, **how, "weak": weak}
     result["guidance"] = vars(pressed)
     show([f"{count} {what if count > 1 or film else 'image'}: {output}"], result, as_json)
+
+
+def _columns(count: int, turns: int) -> int | None:
+    """Columns of a nearly square grid, such that each holds one of the ``turns`` labels; None where that cannot be."""
+    if not 1 < turns <= min(count, MOST_COLUMNS):
+        return None
+    return turns * max(1, round(count**0.5 / turns))
 
 
 def _interval(text: str | None) -> tuple[float, float]:
