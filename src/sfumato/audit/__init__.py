@@ -1,0 +1,23 @@
+"""Audits: how often a classifier stays right under attack, what the evaluation is worth, and a page that shows both.
+
+>>> from sfumato.audit import audit, write_report                               # doctest: +SKIP
+>>> found = audit(classifier, images, norm="Linf", eps=8 / 255)                 # doctest: +SKIP
+>>> print(found.robust)                                                         # doctest: +SKIP
+>>> write_report(found, "report")                                               # doctest: +SKIP
+"""
+
+from __future__ import annotations
+
+from sfumato.audit.compare import compare, read_report
+from sfumato.audit.demonstration import Demonstration, demonstrate
+from sfumato.audit.flags import FLAGS, Check, check_all
+from sfumato.audit.plan import PROTOCOLS
+from sfumato.audit.protocol import audit
+from sfumato.audit.report import write_report
+from sfumato.audit.results import Audit, Outcome
+from sfumato.audit.summary import SCHEMA, summarise
+
+__all__ = [
+    "FLAGS", "PROTOCOLS", "SCHEMA", "Audit", "Check", "Demonstration", "Outcome", "audit", "check_all", "compare",
+    "demonstrate", "read_report", "summarise", "write_report",
+]  # fmt: skip

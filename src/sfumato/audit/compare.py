@@ -1,0 +1,159 @@
+"""Two audits side by side: what a change of the classifier has changed."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from sfumato.audit.summary import SCHEMA
+from sfumato.errors import InputError
+
+REPORT, SAMPLES = "report.json", "samples.npz"
+
+
+def read_report(path: str | Path) -> dict[str, Any]:
+    """The ``report.json`` of an audit, or of its folder.
+
+    Raises:
+        InputError: nothing there, or another file.
+    """
+    file = Path(path)
+    file = file / REPORT if file.is_dir() else file
+    try:
+        found = json.loads(file.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise InputError(f"baseline {str(path)!r} cannot be read ({error.strerror}): give the report.json of an audit") from None  # fmt: skip
+    except ValueError:
+        raise InputError(f"baseline {str(path)!r} is not JSON: give the report.json of an audit") from None
+    if not isinstance(found, dict) or found.get("schema") != SCHEMA:
+        schema = found.get("schema") if isinstance(found, dict) else None
+        raise InputError(f"baseline {str(path)!r} has the schema {schema!r}, this version reads {SCHEMA}: "
+                         "give the report.json of an audit")  # fmt: skip
+    if wrong := _wrong(found):
+        raise InputError(f"baseline {str(path)!r} lacks a proper {wrong!r}: make it anew with 'sfumato audit'")
+    return found
+
+
+def read_samples(path: str | Path) -> dict[str, np.ndarray] | None:
+    """The ``samples.npz`` beside a report; None where it is missing or damaged."""
+    folder = Path(path) if Path(path).is_dir() else Path(path).parent
+    try:
+        with np.load(folder / SAMPLES, allow_pickle=False) as file:
+            return {name: file[name] for name in ("row", "robust")}
+    except (OSError, ValueError, KeyError, EOFError):
+        return None
+
+
+def compare(
+    new: Mapping[str, Any],
+    new_samples: Mapping[str, np.ndarray],
+    old: Mapping[str, Any],
+    old_samples: Mapping[str, np.ndarray] | None,
+) -> dict[str, Any]:
+    """What the report shows of a baseline.
+
+    Returns:
+        ``name``, ``hash``, ``clean``, ``robust``, ``attacks``, ``curve`` and ``classes`` of the old audit; ``gain`` (new
+        minus old robust accuracy); ``paired`` where both audited the same images under the same threat: how many each
+        alone stands (``only_new``, ``only_old``), ``both``, ``neither``, and ``p`` of McNemar's exact test that they are
+        equally robust; ``remarks``, sentences about what cannot be compared; ``sentence``, the result.
+    """
+    remarks = []
+    same_data = all(new["data"][key] == old["data"].get(key) for key in ("fingerprint", "split"))
+    same_threat = new["threat"] == old["threat"]
+    if not same_threat:
+        remarks.append(f"The baseline was attacked in {old['threat']['norm']} with eps {old['threat']['eps']:g}: "
+                       "its robust accuracy does not compare.")  # fmt: skip
+    if new["protocol"] != old["protocol"]:
+        remarks.append(f"The baseline was audited by the protocol {old['protocol']!r}, not {new['protocol']!r}.")
+    if not same_data:
+        remarks.append("The baseline was audited on other data.")
+    paired = None
+    if same_data and same_threat and old_samples is not None:
+        paired = _paired(new_samples, old_samples)
+    if paired is None and same_data and same_threat:
+        remarks.append(
+            "The baseline's samples.npz is missing or holds other images: only the intervals can be compared."
+        )
+    gain = new["robust"]["accuracy"] - old["robust"]["accuracy"]
+    change = f"{abs(100 * gain):.1f} points {'more' if gain > 0 else 'less'}" if gain else "the same"
+    sentence = (
+        f"Robust accuracy {new['robust']['accuracy']:.1%} against {old['robust']['accuracy']:.1%} of the baseline, {change}"
+    )
+    if paired:
+        sure = "more than chance explains" if paired["p"] < 0.05 else "no more than chance explains"
+        sentence += f": {sure} (McNemar's exact test, p = {paired['p']:.2g})"
+    return {
+        "name": str(old["classifier"]["name"]),
+        "hash": str(old["classifier"]["hash"]),
+        **{key: old[key] for key in ("clean", "robust", "attacks", "curve", "classes")},
+        "gain": gain,
+        "paired": paired,
+        "remarks": remarks,
+        "sentence": f"{sentence}.",
+    }
+
+
+def _paired(new: Mapping[str, np.ndarray], old: Mapping[str, np.ndarray]) -> dict[str, Any] | None:
+    """The images that both audited; None where there are none."""
+    shared, mine, theirs = np.intersect1d(new["row"], old["row"], return_indices=True)
+    if not len(shared):
+        return None
+    now, before = new["robust"][mine].astype(bool), old["robust"][theirs].astype(bool)
+    only_new, only_old = int((now & ~before).sum()), int((before & ~now).sum())
+    from scipy.stats import binomtest
+
+    p = float(binomtest(only_new, only_new + only_old).pvalue) if only_new + only_old else 1.0
+    return {
+        "images": len(shared),
+        "both": int((now & before).sum()),
+        "only_new": only_new,
+        "only_old": only_old,
+        "neither": int((~now & ~before).sum()),
+        "p": p,
+    }
+
+
+def _wrong(report: Mapping[str, Any]) -> str:
+    """The first entry that a comparison needs and does not find as it should be; "" when all are there."""
+    for key in ("data", "threat", "classifier"):
+        if not isinstance(report.get(key), dict):
+            return key
+    if not isinstance(report["threat"].get("norm"), str) or not _number(report["threat"].get("eps")):
+        return "threat"
+    if not {"name", "hash"} <= set(report["classifier"]):
+        return "classifier"
+    if not isinstance(report.get("protocol"), str):
+        return "protocol"
+    for key in ("clean", "robust"):
+        if not _accuracy(report.get(key)):
+            return key
+    attacks = report.get("attacks")
+    if not isinstance(attacks, list) or not all(
+        isinstance(a, dict) and isinstance(a.get("name"), str) and _accuracy(a.get("robust")) for a in attacks
+    ):
+        return "attacks"
+    classes = report.get("classes")
+    if not isinstance(classes, list) or not all(isinstance(c, dict) and _accuracy(c.get("robust")) for c in classes):
+        return "classes"
+    curve = report.get("curve")
+    if curve is not None:
+        lists = [curve.get(key) for key in ("eps", "accuracy", "low", "high")] if isinstance(curve, dict) else [None]
+        if not all(isinstance(values, list) and values and all(map(_number, values)) for values in lists):
+            return "curve"
+        if len({len(values) for values in lists if values is not None}) != 1:
+            return "curve"
+    return ""
+
+
+def _accuracy(value: Any) -> bool:
+    return isinstance(value, dict) and all(_number(value.get(key)) for key in ("accuracy", "low", "high"))
+
+
+def _number(value: Any) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)

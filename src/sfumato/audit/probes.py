@@ -1,0 +1,163 @@
+"""Measurements on a classifier that tell whether attacks on it can be believed; flags.py judges them.
+
+After the checklists of Athalye et al. 2018 (arXiv 1802.00420, section 3.1), Carlini et al. 2019 (arXiv 1902.06705,
+section 5) and AutoAttack's flags; the planted example after Zimmermann et al. 2022 (arXiv 2206.13991).
+"""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from sfumato.attacks import apgd, fooled, pgd
+from sfumato.attacks.losses import cross_entropy, margin
+from sfumato.attacks.norms import flat, into, per_sample
+from sfumato.attacks.passes import random_start
+from sfumato.attacks.streams import streams_for
+from sfumato.classifiers import Classifier
+
+PROBED = 32  # images, all classified rightly
+PLANTED = 12  # of them get a planted example: each is attacked by itself
+SINGLE = 8  # of them are looked at alone
+DRAWS = 64  # random perturbations an image
+STEPS = 40  # of PGD and APGD
+_RAISED = 0.9  # of the way from the clean margin to the best random one lies the planted threshold
+_SALT = 7000
+
+
+def probe(
+    classifier: Classifier, x: Tensor, y: Tensor, ids: Tensor, norm: str, eps: float, seed: int, differentiable: bool
+) -> dict[str, Any]:
+    """All measurements, as JSON values by name; a name is missing where it does not apply.
+
+    Args:
+        classifier: any.
+        x: (B, C, H, W) pixels of images that it classifies rightly; B of 0 measures nothing.
+        y: (B,) their labels.
+        ids: (B,) their numbers, for the random streams.
+        norm, eps: of the audit.
+        seed: of everything random.
+        differentiable: whether gradients can be taken.
+    """
+    if len(x) == 0:
+        return {}
+    logits = classifier.logits(x)
+    found: dict[str, Any] = {
+        "count": len(x),
+        "repeated": _difference(logits, classifier.logits(x)),
+        "alone": _difference(logits[:SINGLE], torch.cat([classifier.logits(one[None]) for one in x[:SINGLE]])),
+        "softmax": _softmax_rows(logits),
+    }
+    if not differentiable:
+        return found
+    found["gradients"] = {
+        "cross-entropy": _without_gradient(classifier, x, lambda z: cross_entropy(z, y)),
+        "margin": _without_gradient(classifier, x, lambda z: margin(z, y)),
+    }
+    if norm == "L0":
+        return found
+    common: dict[str, Any] = {"norm": norm, "seed": seed, "ids": ids, "steps": STEPS}
+    fell = fooled(classifier, pgd(classifier, x, y, eps=eps, **common), y)
+    fell_far = fooled(classifier, pgd(classifier, x, y, eps=2 * eps, **common), y)
+    found["larger eps"] = {"standing": int((~fell).sum()), "standing at twice": int((~fell_far).sum())}
+    found["unbounded"] = {"standing": _standing_unbounded(classifier, x, y, common)}
+    noise_fooled, best = [], []
+    for i in range(len(x)):
+        drawn = margin(classifier.logits(perturbed(x[i], norm, eps, seed, int(ids[i]))), y[i].expand(DRAWS))
+        best.append(float(drawn.max()))
+        noise_fooled.append(bool((drawn > 0).any()))
+    only = [noisy and not hit for noisy, hit in zip(noise_fooled, fell.tolist(), strict=True)]
+    found["noise"] = {"fooled": sum(noise_fooled), "fooled by noise alone": sum(only), "draws": DRAWS}
+    found["planted"] = _planted(classifier, x, y, margin(logits, y).tolist(), best, eps, common)
+    return found
+
+
+def perturbed(image: Tensor, norm: str, eps: float, seed: int, number: int) -> Tensor:
+    """One image (C, H, W) under random perturbations on the ball's rim: (DRAWS, C, H, W).
+
+    For Linf corners of the cube in blocks of 1, 2, 4 and 8 pixels: coarse noise moves classifiers more than fine noise.
+    """
+    x = image[None].expand(DRAWS, *image.shape)
+    streams = streams_for(x, seed, [DRAWS * number + draw for draw in range(DRAWS)], _SALT)
+    radius = x.new_full((DRAWS,), eps)
+    if norm != "Linf":
+        return random_start(x, norm, radius, streams)
+    sign = streams.sign(image.shape).to(x.dtype)
+    for block in (2, 4, 8):
+        some = torch.arange(DRAWS) % 4 == int(math.log2(block))
+        for axis in range(2 if image.ndim > 1 else 1, sign.ndim):
+            first = torch.arange(sign.shape[axis], device=x.device) // block * block
+            sign[some] = sign[some].index_select(axis, first)
+    return into(x, x + per_sample(eps, x) * sign, norm, radius)
+
+
+class Planted:
+    """The classifier as one of two classes: 1 where the margin over ``label`` exceeds ``threshold``, else 0."""
+
+    def __init__(self, classifier: Classifier, label: Tensor, threshold: float) -> None:
+        self.classifier, self.label, self.threshold = classifier, label, threshold
+
+    def __call__(self, x: Tensor) -> Tensor:
+        over = margin(self.classifier(x), self.label.expand(len(x))) - self.threshold
+        return torch.stack([torch.zeros_like(over), over], 1)  # (B, 2)
+
+
+def _planted(
+    classifier: Classifier,
+    x: Tensor,
+    y: Tensor,
+    clean: list[float],
+    best: list[float],
+    eps: float,
+    common: dict[str, Any],
+) -> dict[str, int]:
+    """How many planted adversarial examples PGD finds.
+
+    For each image a random perturbation that raises the margin is known; the classifier's threshold is lowered until
+    just that one fools it. An attack that follows true gradients climbs far higher than the best of some random draws.
+    """
+    found = count = 0
+    for i in range(min(PLANTED, len(x))):
+        if best[i] - clean[i] <= 1e-4 * (abs(clean[i]) + 1e-3):  # random perturbations do not change a thing
+            continue
+        count += 1
+        threshold = clean[i] + _RAISED * (best[i] - clean[i])
+        lowered = Classifier(Planted(classifier, y[i], threshold), batch_size=1)
+        own = {**common, "ids": common["ids"][i : i + 1], "eps": eps}
+        zero = torch.zeros(1, dtype=torch.int64, device=x.device)
+        found += int(fooled(lowered, pgd(lowered, x[i : i + 1], zero, loss="margin", **own), zero).sum())
+    return {"found": found, "count": count}
+
+
+def _standing_unbounded(classifier: Classifier, x: Tensor, y: Tensor, common: dict[str, Any]) -> int:
+    """Images that still stand when any image at all is allowed."""
+    width = flat(x).shape[1]
+    eps = {"Linf": 1.0, "L2": math.sqrt(width), "L1": float(width)}[common["norm"]]
+    for loss in ("ce", "dlr"):
+        if len(x) == 0:
+            break
+        standing = ~fooled(classifier, apgd(classifier, x, y, eps=eps, loss=loss, **common), y)
+        x, y, common = x[standing], y[standing], {**common, "ids": common["ids"][standing]}
+    return len(x)
+
+
+def _difference(first: Tensor, second: Tensor) -> dict[str, float]:
+    """How far logits (B, K) of the same images are apart, as a share of the largest, and how many labels change."""
+    return {
+        "difference": float((first - second).abs().max() / first.abs().max().clamp_min(1e-12)),
+        "changed": int((first.argmax(1) != second.argmax(1)).sum()),
+    }
+
+
+def _softmax_rows(logits: Tensor) -> int:
+    """Rows that are a probability distribution."""
+    return int((((logits >= 0) & (logits <= 1)).all(1) & ((logits.sum(1) - 1).abs() < 1e-3)).sum())
+
+
+def _without_gradient(classifier: Classifier, x: Tensor, loss: Any) -> int:
+    """Images at which the loss's gradient is 0 everywhere, or not a number somewhere."""
+    slope = flat(classifier.gradient(x, loss)[1])
+    return int(((slope == 0).all(1) | ~slope.isfinite().all(1)).sum())

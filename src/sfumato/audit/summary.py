@@ -1,0 +1,246 @@
+"""An audit as one JSON object.
+
+Schema ``sfumato.audit/1``. All accuracies are ``{accuracy, low, high, correct, count}`` with the exact 95 % interval of
+Clopper and Pearson; all sizes are in units of pixels in [0, 1].
+
+* ``schema``, ``verdict`` (one sentence), ``protocol`` (standard, screening or black-box), ``seed``
+* ``classifier``: ``name``, ``hash`` (of weights, preprocessing and answers), ``classes``, ``labels``
+* ``data``: ``name``, ``split``, ``fingerprint``, ``images`` (audited), ``of`` (in the split)
+* ``threat``: ``norm``, ``eps``
+* ``clean``, ``robust``: accuracies without an attack, and of the worst case of each image
+* ``attacks``: for each ``name``, ``title``, ``after`` (the attack whose survivors it was given, or null), ``attacked``
+  (images), ``robust``, ``fooled``, ``fooled_8bit`` (still after rounding to 8 bits; null inside the ensemble), and
+  ``passes`` = ``{forward, backward}`` an attacked image
+* ``curve``: accuracy against eps from one run of an attack of minimal norm, ``attack``, ``eps``, ``accuracy``, ``low``,
+  ``high``; null where there is none
+* ``minimal_norm``: of the images classified rightly, how many were fooled at any distance (``found``), the ``attack``, and
+  the 10, 50 and 90 % ``quantiles`` of the smallest perturbations
+* ``classes``: by class ``label``, ``clean``, ``robust``
+* ``attacked_into``: ``{from, into, count}``, commonest first
+* ``checks``: ``name``, ``light``, ``found``, ``meaning``, ``advice`` (flags.py)
+* ``invariance``: accuracies under changes that a person would not notice, each with ``name``, ``bounds`` and ``worst``
+  (the single change at which fewest images are right, ``{change, accuracy}``, or null); null for images of 4 channels
+* ``gate``: ``min_robust_accuracy`` and ``passed``, or null; ``baseline``: the comparison of compare.py, or null
+* ``passes``: ``forward`` and ``backward`` of the whole audit; ``stamp``: versions and device
+* ``seconds``, ``written``: the only entries that differ between two runs of the same command
+
+Per-image arrays are in ``samples.npz``: see ``samples``.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from fractions import Fraction
+from typing import Any
+
+import numpy as np
+import torch
+from scipy.stats import beta
+
+from sfumato.audit.flags import RED, Check
+from sfumato.audit.results import MEMBER_TITLES, Audit, Outcome
+from sfumato.classifiers.accuracy import LEVEL, Accuracy
+
+SCHEMA = "sfumato.audit/1"
+CURVE_POINTS = 65
+SLACK = 1e-6  # a distance that is eps up to rounding is within eps
+QUANTILES = (0.1, 0.5, 0.9)
+
+
+def summarise(audit: Audit, checks: list[Check], min_robust_accuracy: float | None = None) -> dict[str, Any]:
+    """The object described above, without ``baseline``, ``seconds`` and ``written``."""
+    return {
+        "schema": SCHEMA,
+        "verdict": verdict(audit, checks),
+        "protocol": audit.protocol,
+        "seed": audit.seed,
+        "classifier": {
+            "name": audit.name,
+            "hash": audit.classifier_hash,
+            "classes": len(audit.labels),
+            "labels": list(audit.labels),
+        },
+        "data": {**audit.data, "images": len(audit.y)},
+        "threat": {"norm": audit.norm, "eps": audit.eps},
+        "clean": audit.clean_accuracy.to_json(),
+        "robust": audit.robust.to_json(),
+        "attacks": [row for outcome in audit.outcomes.values() for row in _attack(audit, outcome)],
+        "curve": curve(audit),
+        "minimal_norm": _minimal_norm(audit),
+        "classes": _classes(audit),
+        "attacked_into": _attacked_into(audit),
+        "checks": [check.to_json() for check in checks],
+        "invariance": audit.invariance,
+        "gate": None
+        if min_robust_accuracy is None
+        else {"min_robust_accuracy": min_robust_accuracy, "passed": passes(audit.robust, min_robust_accuracy)},
+        "passes": audit.passes,
+        "stamp": audit.stamp,
+    }
+
+
+def passes(robust: Accuracy, threshold: float) -> bool:
+    """Whether the gate lets this through: False only where even the upper bound of the interval is below it."""
+    return robust.interval[1] >= threshold
+
+
+def verdict(audit: Audit, checks: list[Check]) -> str:
+    """The result in one sentence."""
+    low, high = audit.robust.interval
+    how = {"standard": "", "screening": " (screening: an upper bound)", "black-box": " (attacked without gradients)"}
+    sentence = (
+        f"Under {audit.norm} perturbations of up to {size(audit.eps)}, {audit.name} is still right on {audit.robust.value:.1%} "
+        f"of the images (95% interval {low:.1%} to {high:.1%}, {len(audit.y):,} images){how[audit.protocol]}; "
+        f"without an attack on {audit.clean_accuracy.value:.1%}"
+    )
+    red = [check.name for check in checks if check.light == RED]
+    doubt = f"; but do not believe it: {', '.join(red)}" if red else ""
+    return f"{sentence}{doubt}."
+
+
+def size(eps: float) -> str:
+    """``8/255`` where it is such a fraction, else a decimal number."""
+    fraction = Fraction(eps * 255).limit_denominator(4)
+    if eps <= 1 and fraction > 0 and abs(float(fraction) / 255 - eps) < 1e-9:
+        return f"{float(fraction):g}/255"
+    return f"{eps:.4g}"
+
+
+def distance_text(value: float, norm: str) -> str:
+    """A distance that was measured, to three digits."""
+    return f"{255 * value:.3g}/255" if norm == "Linf" else f"{value:.3g}"
+
+
+def curve(audit: Audit) -> dict[str, Any] | None:
+    """Accuracy at eps from 0 to twice the audited one, by FMN."""
+    outcome = audit.outcomes.get("fmn")
+    if outcome is None:
+        return None
+    grid = np.linspace(0, 2 * audit.eps, CURVE_POINTS)
+    distance = torch.where(audit.right, outcome.distance, -torch.inf).double().numpy()
+    points = [Accuracy(int((distance > eps + SLACK).sum()), len(distance)) for eps in grid]
+    low, high = intervals(np.array([point.correct for point in points]), len(distance))
+    return {
+        "attack": outcome.name,
+        "eps": grid.tolist(),
+        "accuracy": [point.value for point in points],
+        "low": low.tolist(),
+        "high": high.tolist(),
+    }
+
+
+def intervals(correct: np.ndarray, count: int) -> tuple[np.ndarray, np.ndarray]:
+    """``Accuracy.interval`` of many at once."""
+    tail = (1 - LEVEL) / 2
+    low = beta.ppf(tail, np.maximum(correct, 1), count - correct + 1)
+    high = beta.ppf(1 - tail, correct + 1, np.maximum(count - correct, 1))
+    return np.where(correct == 0, 0.0, low), np.where(correct == count, 1.0, high)
+
+
+def samples(audit: Audit) -> dict[str, np.ndarray]:
+    """Per-image arrays (N,) by name, for ``samples.npz``.
+
+    ``row`` (in the data), ``label``, ``clean``, ``clean_confidence``, ``clean_margin``, ``robust``, ``attacked_into``, ``distance``, and for
+    each attack A ``A.fooled``, ``A.fooled_8bit``, ``A.predicted``, ``A.confidence``, ``A.distance``, ``A.margin``;
+    ``standard.felled_by`` is 1 + the number of the member in ``MEMBERS``, 0 for none. ``unnoticed`` is (rows of
+    ``invariance``, N): right under that change.
+    """
+    found: dict[str, np.ndarray] = {
+        "row": audit.rows.astype(np.int64),
+        "label": audit.y.numpy(),
+        "clean": audit.clean.numpy(),
+        "clean_confidence": audit.clean_confidence.numpy(),
+        "clean_margin": audit.clean_margin.numpy(),
+        "robust": audit.standing.numpy(),
+        "attacked_into": audit.attacked_into.numpy(),
+        "distance": audit.distance.numpy(),
+        "unnoticed": audit.unnoticed.numpy(),
+    }
+    for name, outcome in audit.outcomes.items():
+        for key in ("fooled", "fooled_8bit", "predicted", "confidence", "distance", "margin"):
+            found[f"{name}.{key}"] = getattr(outcome, key).numpy()
+        if name == "standard":
+            found["standard.felled_by"] = outcome.felled.numpy()
+    return found
+
+
+def _attack(audit: Audit, outcome: Outcome) -> list[dict[str, Any]]:
+    """The row of an attack, after those of its members."""
+    rows: list[dict[str, Any]] = []
+    after = None
+    for name, robust in audit.members().items() if outcome.name == "standard" else ():
+        member = outcome.members.get(name)
+        if member is None or not member.attacked:
+            continue
+        rows.append(
+            {
+                "name": name,
+                "title": MEMBER_TITLES[name],
+                "after": after,
+                "attacked": member.attacked,
+                "robust": robust.to_json(),
+                "fooled": member.felled,
+                "fooled_8bit": None,
+                "passes": _each(member.forward, member.backward, member.attacked),
+            }
+        )
+        after = name
+    fell = outcome.fooled & audit.right
+    return [
+        *rows,
+        {
+            "name": outcome.name,
+            "title": outcome.title,
+            "after": None,
+            "attacked": outcome.attacked,
+            "robust": Accuracy(int((outcome.standing & audit.right).sum()), len(audit.y)).to_json(),
+            "fooled": int(fell.sum()),
+            "fooled_8bit": int((fell & outcome.fooled_8bit).sum()),
+            "passes": _each(outcome.forward, outcome.backward, outcome.attacked),
+        },
+    ]
+
+
+def _each(forward: int, backward: int, count: int) -> dict[str, float]:
+    return {"forward": forward / max(count, 1), "backward": backward / max(count, 1)}
+
+
+def _minimal_norm(audit: Audit) -> dict[str, Any] | None:
+    name = next((name for name in ("fmn", "sigma-zero") if name in audit.outcomes), None)
+    if name is None:
+        return None
+    distance = audit.outcomes[name].distance[audit.right]
+    found = distance[distance.isfinite()].double().numpy()
+    # Those that were never fooled are farther than all others: the quantiles are of all images, or null beyond them.
+    ordered = np.sort(distance.double().numpy())
+    quantiles = {
+        f"{share:g}": float(ordered[min(int(share * len(ordered)), len(ordered) - 1)]) if len(ordered) else None
+        for share in QUANTILES
+    }
+    plain = {key: value if value is not None and np.isfinite(value) else None for key, value in quantiles.items()}
+    return {"attack": name, "found": len(found), "of": len(ordered), "quantiles": plain}
+
+
+def _classes(audit: Audit) -> list[dict[str, Any]]:
+    found = []
+    for label in sorted(set(audit.y.tolist())):
+        mine = audit.y == label
+        count = int(mine.sum())
+        found.append(
+            {
+                "label": audit.labels[label],
+                "clean": Accuracy(int((audit.right & mine).sum()), count).to_json(),
+                "robust": Accuracy(int((audit.standing & mine).sum()), count).to_json(),
+            }
+        )
+    return found
+
+
+def _attacked_into(audit: Audit) -> list[dict[str, Any]]:
+    pairs = Counter(
+        (y, into) for y, into in zip(audit.y.tolist(), audit.attacked_into.tolist(), strict=True) if into >= 0
+    )
+    return [
+        {"from": audit.labels[y], "into": audit.labels[into], "count": count}
+        for (y, into), count in sorted(pairs.items(), key=lambda item: (-item[1], item[0]))
+    ]

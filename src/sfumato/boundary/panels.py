@@ -1,0 +1,226 @@
+"""The panels of the figure: each view with a title and one sentence in plain words that says what it found."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from torch import Tensor
+
+from sfumato.boundary import draw
+from sfumato.boundary.colours import Colours, shortened
+from sfumato.boundary.planes import Plane, adversarial_plane
+from sfumato.boundary.toys import TOY_EPS, examine, toy, train_toy
+from sfumato.boundary.views import (
+    Ascent,
+    Directions,
+    Windows,
+    around,
+    ascent,
+    directions,
+    reach_of,
+    right_rows,
+    three_images,
+    window_reach,
+    windows,
+)
+from sfumato.errors import InputError
+
+if TYPE_CHECKING:
+    from sfumato.classifiers import Classifier
+
+
+@dataclass(frozen=True)
+class Panel:
+    """A view, computed.
+
+    Attributes:
+        title, caption: what it is, and what it found.
+        shown: arrays of the class numbers that it shows.
+        draw: puts it on a matplotlib SubFigure.
+        wide: how many columns it takes.
+    """
+
+    title: str
+    caption: str
+    shown: list[np.ndarray]
+    draw: Callable[[Any, Colours], None]
+    wide: int = 1
+
+
+@dataclass(frozen=True)
+class Scene:
+    """What all panels of a figure share.
+
+    Attributes:
+        x, y, ids: images (B, C, H, W), their true labels (B,) and numbers.
+        three: rows of the three images of the plane; the first is the one in the middle of the other views.
+        norm, eps, seed: as in ``boundary``.
+        resolution, window, count: points a side of a plane and of a church window, and how many windows.
+    """
+
+    x: Tensor
+    y: Tensor
+    ids: Sequence[int]
+    three: Sequence[int]
+    norm: str
+    eps: float
+    seed: int
+    resolution: int
+    window: int
+    count: int
+
+
+def toy_panel(name: str, norm: str, eps: float | None, seed: int) -> Panel:
+    """A toy in two dimensions, before and after adversarial training on the same axes."""
+    size = TOY_EPS[norm] if eps is None else eps
+    data = toy(name, seed=seed)
+    plain = examine(train_toy(data, seed=seed), data, norm=norm, eps=size)
+    hard = examine(train_toy(data, norm=norm, eps=size, seed=seed), data, norm=norm, eps=size)
+    shape = {"Linf": "square", "L2": "disc", "L1": "diamond"}[norm]
+    caption = (
+        f"Every place on the page is an input, each {shape} holds all changes of size eps = {size:g}. Trained as usual, the "
+        f"boundary cuts {plain.reached.sum()} of {len(data.x)} {shape}s (red); trained on the worst point of each "
+        f"{shape}, {hard.reached.sum()}."
+    )
+
+    def paint(figure: Any, _: Colours) -> None:
+        left, right = figure.subplots(1, 2)
+        draw.draw_toy(left, data, plain, norm=norm, eps=size, title="trained as usual")
+        draw.draw_toy(right, data, hard, norm=norm, eps=size, title="trained adversarially")
+
+    return Panel(f"In two dimensions: {name}", caption, [], paint, wide=2)
+
+
+def plane_panels(scene: Scene, classifiers: Sequence[Classifier], plane: Plane) -> list[Panel]:
+    """The plane through three images, for each classifier."""
+    panels = []
+    for classifier in classifiers:
+        view = three_images(classifier, scene.x[list(scene.three)], scene.resolution, plane)
+        caption = ("Every place is a mixture of the three framed images; its colour is the class that the classifier sees "
+                   "there, paler where it is less sure.")  # fmt: skip
+
+        def paint(figure: Any, colours: Colours, view: Any = view) -> None:
+            draw.draw_three(figure.subplots(), view, colours)
+
+        panels.append(Panel("The plane through three images", caption, [view.field.said], paint))
+    return panels
+
+
+def adversarial_panels(scene: Scene, classifiers: Sequence[Classifier], *, borrow: bool = False) -> list[Panel]:
+    """Each classifier around the image, along its own adversarial direction; ``borrow``: the last also along the first's."""
+    row = scene.three[0]
+    planes = []
+    for classifier in classifiers:
+        said = int(
+            classifier.predict(scene.x[row : row + 1])[0]
+        )  # around an image that is wrong, what leaves that class
+        planes.append(adversarial_plane(classifier, scene.x[row], said, norm=scene.norm, eps=scene.eps, seed=scene.seed,
+                                        index=scene.ids[row]))  # fmt: skip
+    pairs = list(zip(classifiers, planes, strict=True)) + ([(classifiers[-1], planes[0])] if borrow else [])
+    views = [around(classifier, scene.x[row], plane, norm=scene.norm, eps=scene.eps) for classifier, plane in pairs]
+    reach = reach_of(views[: len(classifiers)])
+    panels = []
+    for i, ((classifier, plane), view) in enumerate(zip(pairs, views, strict=True)):
+        view = directions(classifier, view, plane, norm=scene.norm, eps=scene.eps, reach=reach,
+                          resolution=scene.resolution, borrowed=i >= len(classifiers))  # fmt: skip
+
+        def paint(figure: Any, colours: Colours, view: Directions = view) -> None:
+            draw.draw_directions(figure.subplots(), view, colours, scene.norm, scene.eps)
+
+        title = "Along noise made for the first" if view.borrowed else "Adversarial against random noise"
+        panels.append(Panel(title, _about_directions(view, classifier.labels), [view.field.said], paint))
+    return panels
+
+
+def church_panels(scene: Scene, classifiers: Sequence[Classifier]) -> list[Panel]:
+    """Church windows of images that all classifiers get right; each in its own directions."""
+    rows = right_rows(classifiers, scene.x, scene.y)[: scene.count]
+    if not rows:
+        raise InputError("no image is classified right, so there is no church window to show: check the labels")
+    x, y, ids = scene.x[rows], scene.y[rows], [scene.ids[row] for row in rows]
+    planes = [[adversarial_plane(classifier, image, label, norm=scene.norm, eps=scene.eps, seed=scene.seed, index=number)
+               for image, label, number in zip(x, y.tolist(), ids, strict=True)] for classifier in classifiers]  # fmt: skip
+    # The first classifier's reach for all: they stand on the same axes.
+    reach = window_reach(classifiers[0], planes[0], norm=scene.norm, eps=scene.eps)
+    panels = []
+    for classifier, own in zip(classifiers, planes, strict=True):
+        view = windows(classifier, own, y, norm=scene.norm, eps=scene.eps, reach=reach, resolution=scene.window)
+
+        def paint(figure: Any, colours: Colours, view: Windows = view) -> None:
+            draw.draw_windows(figure.subplots(), view, colours)
+
+        shown = [each.said[each.said != label] for each, label in zip(view.fields, view.labels, strict=True)]
+        panels.append(Panel("Church windows", _about_windows(view), shown, paint))
+    return panels
+
+
+def gradient_panels(scene: Scene, classifiers: Sequence[Classifier]) -> list[Panel]:
+    """Loss and confidence along the gradient, for each classifier on the same axes."""
+    row = scene.three[0]
+    views = [ascent(classifier, scene.x[row], int(scene.y[row]), seed=scene.seed, index=scene.ids[row])
+             for classifier in classifiers]  # fmt: skip
+    if len(views) > 1:
+        farthest = max(float(view.ascent.steps[-1]) for view in views)
+        views = [ascent(classifier, scene.x[row], int(scene.y[row]), seed=scene.seed, index=scene.ids[row], shown=farthest)
+                 for classifier in classifiers]  # fmt: skip
+    highest = max(float(curve.loss.max()) for view in views for curve in (view.ascent, *view.random))
+    panels = []
+    for classifier, view in zip(classifiers, views, strict=True):
+
+        def paint(figure: Any, colours: Colours, view: Ascent = view) -> None:
+            strip, upper, lower = figure.subplots(3, 1, height_ratios=(1.25, 1, 1))
+            draw.draw_strip(strip, view, colours)
+            draw.draw_ascent(upper, lower, view, colours, highest)
+
+        panels.append(Panel("The lecture's step x + a ∇loss", _about_ascent(view, classifier.labels), [], paint))
+    return panels
+
+
+def with_name(panel: Panel, name: str) -> Panel:
+    """The panel with the classifier's name above its title."""
+    return replace(panel, title=f"{shortened(name, 32)}\n{panel.title}")
+
+
+def _about_directions(view: Directions, labels: Sequence[str]) -> str:
+    name, (computed, random) = _quoted(labels, view.said), view.changes
+    whose = "Noise computed against the first classifier" if view.borrowed else "Noise computed to fool the classifier"
+    far = f"{view.farthest:.3g} eps"
+    if math.isinf(computed):
+        both = " nor does random noise (up)" if math.isinf(random) else f", random noise (up) does at {random:.2g} eps"
+        return f"{whose} (right) does not change {name} within {far},{both.removeprefix(',')}. Dashed: all changes of size eps."
+    after = "another class" if view.becomes is None else _quoted(labels, view.becomes)
+    up = (
+        f"even {far} of random noise (up) do not" if math.isinf(random) else f"random noise (up) needs {random:.2g} eps"
+    )
+    return f"{whose} (right) turns {name} into {after} at {computed:.2g} eps; {up}. Dashed: all changes of size eps."
+
+
+def _about_windows(view: Windows) -> str:
+    computed, random = (_half(view.leaves(upward), view.reach) for upward in (False, True))
+    return (
+        f"{len(view.fields)} images, each at the centre of its window; white is the right class. For half of them noise "
+        f"computed to fool (right) leaves the white {computed}, random noise (up) {random}. Dashed: all changes of size eps."
+    )
+
+
+def _half(distances: np.ndarray, reach: float) -> str:
+    middle = float(np.sort(distances)[(len(distances) - 1) // 2])
+    return f"not within {reach:.3g} eps" if math.isinf(middle) else f"by {middle:.2g} eps"
+
+
+def _about_ascent(view: Ascent, labels: Sequence[str]) -> str:
+    far, name = float(view.ascent.steps[-1]), _quoted(labels, view.said)
+    lines = f"of {len(view.random)} random directions"
+    random = (f"none {lines} does within {far:.2g}" if math.isinf(view.strays)
+              else f"the quickest {lines} takes {view.strays:.2g}")  # fmt: skip
+    if view.becomes is None:
+        return f"Along the gradient of the loss {name} does not change within a length of {far:.2g}; {random}."
+    return f"A step of length {view.change:.2g} along the gradient of the loss turns {name} into {_quoted(labels, view.becomes)}; {random}."
+
+
+def _quoted(labels: Sequence[str], label: int) -> str:
+    return f"'{shortened(labels[label], 24)}'"
