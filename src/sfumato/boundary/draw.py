@@ -17,6 +17,7 @@ from sfumato.pictures import on_white, to_bytes
 THUMBNAIL = 46  # points
 _LEAST_LABELLED = 0.035  # of the picture: smaller regions get no name of their own
 _LINE = 0.9  # points, of the boundaries
+_DIVIDED = 150  # cells a side, up to which coarser ones are divided before a line is drawn around them
 
 
 def draw_toy(axes: Any, data: Toy, result: ToyResult, *, norm: str, eps: float, title: str) -> None:
@@ -69,7 +70,7 @@ def draw_directions(axes: Any, view: Directions, colours: Colours, norm: str, ep
             _thumbnail(axes, image, place, at=np.array(beside[i]) * reach)
     avoid = [np.array(beside[i]) * reach for i in range(3)] + [np.zeros(2)]
     _name_regions(axes, view.field, colours, np.array(avoid))
-    whose = "the first's adversarial" if view.borrowed else "adversarial"
+    whose = "the first's" if view.borrowed else "adversarial"
     axes.set(
         xlabel=f"{whose} direction, in eps ({norm} {size_text(eps)})", ylabel="random direction, in eps", aspect="equal"
     )
@@ -108,13 +109,15 @@ def draw_ascent(upper: Any, lower: Any, view: Ascent, colours: Colours, highest:
             view.ascent.steps, getattr(view.ascent, curve), color=WRONG, linewidth=2.4, label="along the gradient"
         )
         if view.becomes is not None:
-            axes.axvline(view.change, color=INK, linewidth=1, linestyle=(0, (3, 1.5)))
+            axes.axvline(
+                view.change, ymax=0.72 if axes is upper else 1, color=INK, linewidth=1, linestyle=(0, (3, 1.5))
+            )
         axes.set(xlim=(0, view.ascent.steps[-1]))
         axes.spines[["top", "right"]].set_visible(False)
         axes.grid(alpha=0.25)
-    upper.set(ylabel="loss", ylim=(-0.04 * highest, 1.04 * highest))
+    upper.set(ylabel="loss", ylim=(-0.04 * highest, 1.45 * highest))  # room for the legend
     upper.tick_params(labelbottom=False)
-    upper.legend(fontsize="small", frameon=False, loc="best")
+    upper.legend(fontsize="small", frameon=False, loc="upper left", ncols=2)
     lower.set(ylim=(-0.04, 1.04), ylabel=f"probability of\n'{colours.name(view.label)}'",
               xlabel="length of the step a ∇loss (L2, pixels from 0 to 1)")  # fmt: skip
 
@@ -161,11 +164,17 @@ def _paint(axes: Any, field: Field, picture: np.ndarray) -> None:
     from scipy.ndimage import gaussian_filter
 
     axes.imshow(picture, extent=field.extent, origin="lower", interpolation="nearest", aspect="auto", zorder=0)
-    for label in np.unique(field.said)[1:]:  # a line around all classes but one is a line around each
-        # Smoothed by less than a cell: the line is no staircase, and stays where it is.
-        inside = gaussian_filter((field.said == label).astype(float), 0.7, mode="nearest")
+    # Coarse cells are divided, so that the line follows their edges; fine ones are smoothed by less than a cell, so that
+    # it is no staircase.
+    times = max(1, _DIVIDED // max(field.said.shape))
+    said = field.said.repeat(times, 0).repeat(times, 1)
+    left, right, bottom, top = field.extent
+    across, up = (low + (high - low) * (np.arange(n) + 0.5) / n
+                  for low, high, n in ((left, right, said.shape[1]), (bottom, top, said.shape[0])))  # fmt: skip
+    for label in np.unique(said)[1:]:  # a line around all classes but one is a line around each
+        inside = gaussian_filter((said == label).astype(float), 0.7, mode="nearest")
         if inside.max() > 0.5 > inside.min():
-            axes.contour(field.across, field.up, inside, levels=[0.5], colors=[INK], linewidths=_LINE, zorder=1)
+            axes.contour(across, up, inside, levels=[0.5], colors=[INK], linewidths=_LINE, zorder=1)
 
 
 def _name_regions(axes: Any, field: Field, colours: Colours, avoid: np.ndarray) -> None:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -75,10 +75,6 @@ class Plane:
         flat_ways = torch.from_numpy(ways) @ torch.stack([self.first.flatten(), self.second.flatten()])
         sizes = norm_of(flat_ways, check_norm(norm, SECTION_NORMS, "a plane"))
         return ways * (eps / sizes.numpy())[:, None]
-
-    def turned(self) -> Plane:
-        """The same plane with its directions in the other order."""
-        return replace(self, first=self.second, second=self.first)
 
 
 def spanned(origin: Tensor, first: Tensor, second: Tensor) -> Plane:
