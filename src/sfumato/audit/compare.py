@@ -82,9 +82,7 @@ def compare(
         )
     gain = new["robust"]["accuracy"] - old["robust"]["accuracy"]
     change = f"{abs(100 * gain):.1f} points {'more' if gain > 0 else 'less'}" if gain else "the same"
-    sentence = (
-        f"Robust accuracy {new['robust']['accuracy']:.1%} against {old['robust']['accuracy']:.1%} of the baseline, {change}"
-    )
+    sentence = f"Robust accuracy {new['robust']['accuracy']:.1%} against {old['robust']['accuracy']:.1%} of the baseline, {change}"
     if paired:
         sure = "more than chance explains" if paired["p"] < 0.05 else "no more than chance explains"
         sentence += f": {sure} (McNemar's exact test, p = {paired['p']:.2g})"

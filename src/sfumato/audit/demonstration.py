@@ -95,7 +95,7 @@ class Demonstration:
 
     def line(self) -> str:
         """The result in one line."""
-        sized = f" eps {size(self.eps)}" if self.eps is not None else ""
+        sized = f" eps {size(self.eps, self.norm)}" if self.eps is not None else ""
         named = f" {self.norm}" if "norm" in inspect.signature(ATTACKS.find(self.attack)).parameters else ""
         aim = "" if self.target is None else f" toward {self.labels[self.target]!r}"
         count, fell = int(self.attacked.sum()), int(self.fooled.sum())

@@ -82,7 +82,7 @@ def security_curve(report: Mapping[str, Any], baseline: Mapping[str, Any] | None
     axes.parts.append(
         f'<line class="mark" x1="{axes.x(eps):.1f}" x2="{axes.x(eps):.1f}" y1="{TOP}" y2="{HEIGHT - BOTTOM}"/>'
     )
-    axes.text(axes.x(eps) + 6, TOP + 10, f"audited eps {size(eps)}")
+    axes.text(axes.x(eps) + 6, TOP + 10, f"audited eps {size(eps, report['threat']['norm'])}")
     old = baseline and baseline["curve"]
     if old:
         inside = [i for i, value in enumerate(old["eps"]) if 0 <= value <= max(curve["eps"])]
@@ -117,7 +117,7 @@ def histogram(distances: np.ndarray, norm: str, eps: float) -> str:
     if eps <= most:
         x = axes.x(eps)
         axes.parts.append(f'<line class="mark" x1="{x:.1f}" x2="{x:.1f}" y1="{TOP}" y2="{axes.height - BOTTOM}"/>')
-        axes.text(x + 6, TOP + 10, f"audited eps {size(eps)}")
+        axes.text(x + 6, TOP + 10, f"audited eps {size(eps, norm)}")
     return axes.svg("histogram of the smallest perturbations")
 
 

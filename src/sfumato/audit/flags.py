@@ -18,6 +18,7 @@ FLAGS: Registry[Callable[[Audit], Check]] = Registry("check")
 GREEN, AMBER, RED, GREY = "green", "amber", "red", "grey"
 SAME = 1e-4  # logits of two passes that agree to this share of the largest
 FEW = 0.02  # a share of images that chance explains
+CROWD = 30  # images that tell a classifier from guessing
 CLEARLY = 0.8  # of another attack's progress
 ENOUGH = 5  # images below which a comparison says nothing
 
@@ -53,10 +54,11 @@ def check_all(audit: Audit) -> list[Check]:
 def near_chance(audit: Audit) -> Check:
     clean = audit.clean_accuracy
     chance = float(audit.y.bincount().max()) / len(audit.y)  # always saying the commonest class
-    bad = clean.interval[0] <= chance
+    at_chance = clean.interval[0] <= chance
+    few = len(audit.y) < CROWD and clean.value > chance  # then the interval is wide, whatever the classifier
     return Check(
         "accuracy near chance",
-        RED if bad else GREEN,
+        (AMBER if few else RED) if at_chance else GREEN,
         f"{clean.value:.1%} of the clean images are classified rightly; always naming the commonest class gives {chance:.1%}.",
         "A classifier that is hardly better than guessing has no robustness to measure.",
         "Check the order of the labels, the size of the images, and the mean and std of the preprocessing.",
@@ -72,7 +74,7 @@ def few_images(audit: Audit) -> Check:
         AMBER if wide else GREEN,
         f"The interval of the robust accuracy on {len(audit.y):,} images is {low:.1%} to {high:.1%}.",
         "With few images the true accuracy may be far from the one that was measured.",
-        "Audit more images (-n).",
+        "Audit more images.",
     )
 
 

@@ -11,7 +11,9 @@ PROTOCOLS = ("standard", "screening")
 # Expected passes an image, for the time left: attacks end early where they succeed.
 EASY, HARD = {"fgsm": 2, "pgd": 20, "apgd": 40, "standard": 60}, {"pgd": 120, "apgd": 300, "standard": 11_600}
 OTHERWISE = {"fmn": 600, "sigma-zero": 900, "square": 5000}
-MEMBER_SHARES = dict(zip(MEMBERS, (0.03, 0.26, 0.57, 1.0), strict=True))  # of the ensemble's work, done after each
+MEMBER_SHARES: dict[str, float] = dict(
+    zip(MEMBERS, (0.03, 0.26, 0.57, 1.0), strict=True)
+)  # of the ensemble's work, done after each
 
 
 def plan(norm: str, protocol: str, differentiable: bool) -> list[str]:

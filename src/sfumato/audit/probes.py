@@ -44,6 +44,7 @@ def probe(
     """
     if len(x) == 0:
         return {}
+    ids = ids.to(x.device)
     logits = classifier.logits(x)
     found: dict[str, Any] = {
         "count": len(x),

@@ -86,7 +86,7 @@ def page(audit: Audit, report: Mapping[str, Any]) -> str:
     environment = Environment(autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
     environment.filters |= {"percent": percent, "size": size, "distance": distance_text, "seconds": seconds}
     template = environment.from_string((files("sfumato.audit") / "templates" / "report.html").read_text("utf-8"))
-    outcome = audit.outcomes.get((report["minimal_norm"] or {}).get("attack"))
+    outcome = audit.outcomes.get((report["minimal_norm"] or {"attack": ""})["attack"])
     distance = audit.outcomes[audit.main].distance[:0] if outcome is None else outcome.distance[audit.right]
     lights = [check["light"] for check in report["checks"]]
     return template.render(

@@ -89,7 +89,7 @@ def verdict(audit: Audit, checks: list[Check]) -> str:
     low, high = audit.robust.interval
     how = {"standard": "", "screening": " (screening: an upper bound)", "black-box": " (attacked without gradients)"}
     sentence = (
-        f"Under {audit.norm} perturbations of up to {size(audit.eps)}, {audit.name} is still right on {audit.robust.value:.1%} "
+        f"Under {audit.norm} perturbations of up to {size(audit.eps, audit.norm)}, {audit.name} is still right on {audit.robust.value:.1%} "
         f"of the images (95% interval {low:.1%} to {high:.1%}, {len(audit.y):,} images){how[audit.protocol]}; "
         f"without an attack on {audit.clean_accuracy.value:.1%}"
     )
@@ -98,10 +98,10 @@ def verdict(audit: Audit, checks: list[Check]) -> str:
     return f"{sentence}{doubt}."
 
 
-def size(eps: float) -> str:
-    """``8/255`` where it is such a fraction, else a decimal number."""
+def size(eps: float, norm: str) -> str:
+    """``8/255`` for such fractions of a pixel in Linf, else a decimal number."""
     fraction = Fraction(eps * 255).limit_denominator(4)
-    if eps <= 1 and fraction > 0 and abs(float(fraction) / 255 - eps) < 1e-9:
+    if norm == "Linf" and fraction > 0 and abs(float(fraction) / 255 - eps) < 1e-9:
         return f"{float(fraction):g}/255"
     return f"{eps:.4g}"
 
