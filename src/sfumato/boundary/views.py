@@ -228,9 +228,9 @@ def chosen(
 ) -> list[int]:
     """Rows of three images that all classifiers get right, of three classes where there are as many.
 
-    The first is, of up to 64 images, the one that the least sure classifier is surest of, among those where an attack on
-    the first classifier succeeds within eps (if there is none, the nearest to it). The others are the first right ones of
-    other classes.
+    The first is, of up to 64 images, the typical one among those where an attack on the first classifier succeeds within
+    eps: the least sure classifier is as sure of it as of their median (if there is none, the nearest to falling). The
+    others are the first right ones of other classes.
 
     Raises:
         InputError: fewer than three images are classified right.
@@ -245,7 +245,8 @@ def chosen(
     sure = -torch.stack([margin(classifier.logits(x[some]), y[some]) for classifier in classifiers]).amax(0)
     margins = margin(classifiers[0].logits(worst), y[some])
     fell = margins > 0
-    first = int(some[torch.where(fell, sure, -torch.inf).argmax() if bool(fell.any()) else margins.argmax()])
+    typical = (sure - sure[fell].median()).abs().where(fell, torch.inf).argmin() if bool(fell.any()) else margins.argmax()
+    first = int(some[typical])
     rows = [first]
     for fresh in (True, False):  # other classes, then whatever there is
         for row in right:
