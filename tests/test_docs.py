@@ -101,16 +101,18 @@ def test_readme_names_what_there_is() -> None:
 
 
 def test_contributing(sfumato: Command, inside: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from sfumato.attacks import ATTACKS, verified
+    from sfumato.classifiers import load_classifier
     from sfumato.data import SOURCES, load
     from sfumato.denoisers import NETWORKS
     from sfumato.generator import Generator
     from sfumato.samplers import SAMPLERS
 
     assert sfumato("train", "--data", "digits", "--steps", "2", "--out", "runs/digits").status == 0
-    before = [(registry, set(registry)) for registry in (SAMPLERS, NETWORKS, SOURCES)]
+    before = [(registry, set(registry)) for registry in (SAMPLERS, NETWORKS, SOURCES, ATTACKS)]
     try:
         run_blocks(blocks("CONTRIBUTING.md"), sfumato)
-        assert [set(registry) - known for registry, known in before] == [{"midpoint"}, {"plain"}, {"stripes"}]
+        assert [set(registry) - known for registry, known in before] == [{"midpoint"}, {"plain"}, {"stripes"}, {"push"}]
         # The sampler is one: its own pictures, the same again for the same seed.
         generator = Generator.from_pretrained("runs/digits")
         drawn = generator.sample(2, sampler="midpoint", steps=8)
@@ -128,6 +130,14 @@ def test_contributing(sfumato: Command, inside: Path, monkeypatch: pytest.Monkey
         ):
             along = image if train.classes[label] == "across" else image.T
             assert (along == along[:, :1]).all()
+        # The attack fools more than random signs of its size do, and keeps to its ball.
+        digits, classifier = load("digits", split="test"), load_classifier("digits-classifier")
+        assert digits.labels is not None
+        x, y = digits.pixels(slice(100)), torch.tensor(digits.labels[:100])
+        noise = 0.3 * torch.randn(x.shape, generator=torch.Generator().manual_seed(0)).sign()
+        found = verified(classifier, x, ATTACKS["push"](classifier, x, y, eps=0.3), y, eps=0.3)
+        assert found.success.sum() > verified(classifier, x, (x + noise).clamp(0, 1), y).success.sum() + 10
+        assert found.in_ball.all() and found.in_box.all()
     finally:
         for registry, known in before:
             for name in set(registry) - known:
