@@ -45,7 +45,7 @@ class AttackVerb(Verb):
         for parameter in self.params:
             text = getattr(parameter, "help", None)
             if text and "{attacks}" in text:
-                parameter.help = text.replace("{attacks}", ", ".join(ATTACKS))  # type: ignore[attr-defined]
+                parameter.help = text.replace("{attacks}", ", ".join(sorted(ATTACKS)))  # type: ignore[attr-defined]
         super().format_help(ctx, formatter)
 
 
