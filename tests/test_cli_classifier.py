@@ -8,6 +8,7 @@ import signal
 import subprocess
 import sys
 import time
+from contextlib import suppress
 from pathlib import Path
 
 import numpy as np
@@ -51,8 +52,12 @@ def test_an_interrupted_training_goes_on(sfumato: Command, inside: Path):
             assert process.stderr is not None
             assert "training clf" in process.stderr.readline()
             time.sleep(2)
-            process.send_signal(signal.SIGINT)
-            _, err = process.communicate(timeout=60)
+            for _ in range(4):  # Python loses a signal that comes while some modules load
+                process.send_signal(signal.SIGINT)
+                with suppress(subprocess.TimeoutExpired):
+                    process.wait(timeout=25)
+                    break
+            _, err = process.communicate(timeout=25)
         finally:
             process.kill()
     assert process.returncode == 130 and "Traceback" not in err

@@ -25,6 +25,7 @@ from sfumato.data import ImageSet
 from sfumato.devices import autocast_type, find_device
 from sfumato.errors import InputError
 from sfumato.files import make_folder
+from sfumato.interrupts import whole_steps
 from sfumato.samplers import mix_seed
 
 STATE = Path("train_state") / "state.safetensors"
@@ -288,9 +289,10 @@ def _steps(run: _Run, budget: Budget, out: Path, test: ImageSet, held_out: str) 
     step_before, seconds_before, kept = run.step, run.seconds, run.step
     try:
         while (fraction := budget.fraction(run.seconds, run.epoch)) < 1:
-            run.advance(fraction)
-            now = time.perf_counter()
-            run.seconds = now - began
+            with whole_steps():
+                run.advance(fraction)
+                now = time.perf_counter()
+                run.seconds = now - began
             if now - saved >= CHECKPOINT_SECONDS or budget.fraction(run.seconds, run.epoch) >= 1:
                 _save(run, out)
                 saved, kept = time.perf_counter(), run.step
@@ -299,7 +301,7 @@ def _steps(run: _Run, budget: Budget, out: Path, test: ImageSet, held_out: str) 
             speed = (run.step - step_before) * run.batch / max(run.seconds - seconds_before, 1e-9)
             done = min(1.0, budget.fraction(run.seconds, run.epoch))
             yield Progress(run.step, run.epoch, images, run.seconds, run.loss, run.accuracy, speed, done)
-    except GeneratorExit:
+    except (KeyboardInterrupt, GeneratorExit):
         if kept < run.step:
             _save(run, out)
         raise

@@ -6,11 +6,9 @@ import importlib.util
 import json
 import math
 import os
-import signal
-import threading
 import time
 from collections.abc import Iterator, Mapping
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -24,6 +22,7 @@ from sfumato.devices import find_device
 from sfumato.errors import InputError
 from sfumato.files import atomic_write, finite, make_folder, why_not_written
 from sfumato.generator import Generator
+from sfumato.interrupts import whole_steps
 from sfumato.pictures import grid, save
 from sfumato.training.budget import Budget
 from sfumato.training.run import GIVE_UP, Outcome, Run
@@ -212,7 +211,7 @@ def _steps(run: Run, budget: Budget, out: Path, identity: dict[str, Any]) -> Ite
         try:
             while (fraction := budget.fraction(run.seconds, run.images, run.step)) < 1:
                 whole = False
-                with _whole_steps():
+                with whole_steps():
                     outcome = run.advance(fraction)
                     run.seconds = time.perf_counter() - began
                     whole = unsaved = True
@@ -245,22 +244,6 @@ def _steps(run: Run, budget: Budget, out: Path, identity: dict[str, Any]) -> Ite
             if unsaved and whole:  # half a step cannot be gone on from: the last checkpoint can
                 _save(run, out, identity)
             raise
-
-
-@contextmanager
-def _whole_steps() -> Iterator[None]:
-    """Hold a Ctrl-C back until the block is over: half a step could not be gone on from."""
-    if threading.current_thread() is not threading.main_thread():
-        yield
-        return
-    pressed = []
-    before = signal.signal(signal.SIGINT, lambda *_: pressed.append(True))
-    try:
-        yield
-    finally:
-        signal.signal(signal.SIGINT, before)
-    if pressed:
-        raise KeyboardInterrupt
 
 
 def _smooth(shown: list[float], outcome: Outcome) -> list[float]:
