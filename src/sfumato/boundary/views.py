@@ -245,7 +245,9 @@ def chosen(
     sure = -torch.stack([margin(classifier.logits(x[some]), y[some]) for classifier in classifiers]).amax(0)
     margins = margin(classifiers[0].logits(worst), y[some])
     fell = margins > 0
-    typical = (sure - sure[fell].median()).abs().where(fell, torch.inf).argmin() if bool(fell.any()) else margins.argmax()
+    typical = (
+        (sure - sure[fell].median()).abs().where(fell, torch.inf).argmin() if bool(fell.any()) else margins.argmax()
+    )
     first = int(some[typical])
     rows = [first]
     for fresh in (True, False):  # other classes, then whatever there is
