@@ -127,7 +127,7 @@ def _walk(
             break
         _, gap, slope = gradients(classifier, x_adv, _difference, (source, aim), batch_size)
         # The boundary is where gap + <slope, point - x_adv> = 0; once from x_adv, once from the clean sample.
-        from_clean = gap + (flat(slope) * flat(x - x_adv)).sum(1)
+        from_clean = gap + torch.linalg.vecdot(flat(slope), flat(x - x_adv))
         here, clean = to_hyperplane(
             torch.cat([x_adv, x]), torch.cat([slope, slope]), -torch.cat([gap, from_clean]), norm
         ).chunk(2)
@@ -168,7 +168,7 @@ def to_hyperplane(x: Tensor, normal: Tensor, value: Tensor, norm: str) -> Tensor
         norm: Linf, L2 or L1.
     """
     toward = normal * per_sample(value.sign(), x)
-    room = flat(torch.where(toward > 0, 1 - x, x) * (toward != 0))  # (B, D)
+    room = flat(torch.where(toward > 0, 1 - x, x))  # (B, D)
     weight, wanted = flat(normal).abs(), value.abs()[:, None]
     if norm == "L1":
         order = weight.argsort(dim=1, descending=True)
@@ -178,8 +178,7 @@ def to_hyperplane(x: Tensor, normal: Tensor, value: Tensor, norm: str) -> Tensor
         taken = torch.minimum(left / sorted_weight.clamp_min(torch.finfo(x.dtype).tiny), sorted_room)
         size = torch.zeros_like(room).scatter(1, order, taken)
         return size.reshape(x.shape) * toward.sign()
-    pace = weight if norm == "L2" else 1.0
-    gain, most = weight * pace, weight * room
+    gain, most = weight.square() if norm == "L2" else weight, weight * room
     all_most = most.sum(1, keepdim=True)
     t, free = torch.zeros_like(wanted), torch.ones_like(room)  # free: 1 where not clipped
     for _ in range(_ROUNDS):
@@ -189,11 +188,12 @@ def to_hyperplane(x: Tensor, normal: Tensor, value: Tensor, norm: str) -> Tensor
         if not bool((higher > t * (1 + 1e-6)).any()):
             break
         t = torch.maximum(t, higher)
-        free = (room > t * pace).to(room.dtype)
-    size = torch.minimum((t * pace).nan_to_num(0.0), room)  # without a limit (t infinite) an entry of weight 0 stays
-    return size.reshape(x.shape) * toward.sign()
+        free = (room > (t * weight if norm == "L2" else t)).to(room.dtype)
+    # Without a limit (t infinite) an entry of weight 0 stays.
+    size = torch.minimum((t * weight).nan_to_num(0.0) if norm == "L2" else t, room)
+    return toward.sign().mul_(size.reshape(x.shape))
 
 
 def _dot(a: Tensor, b: Tensor) -> Tensor:
-    """(B, D) and (B, D) to (B, 1), without the product in between."""
-    return torch.bmm(a[:, None], b[:, :, None])[:, 0]
+    """(B, D) and (B, D) to (B, 1); on a CPU several times faster than as products of matrices."""
+    return torch.linalg.vecdot(a, b)[:, None]

@@ -9,6 +9,7 @@ since) counts as a query, but is not sent through the classifier: the result is 
 from __future__ import annotations
 
 import math
+from bisect import bisect_left
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
@@ -31,6 +32,7 @@ SHARE = 0.8  # of the pixels in the first window
 _SALT = 4000
 _MOST_AT_ONCE = 64  # queries of one sample in a pass
 _ENTRIES = 2**24  # of all proposals in a pass
+_PLACES = 2**21  # pixels of all windows that are looked at together
 _MOST_REMEMBERED = 2**16  # distinct proposals of one window size, above which refusals are not remembered
 
 
@@ -89,7 +91,7 @@ def square(
 def window_side(query: int, queries: int, share: float, height: int, width: int, norm: str) -> tuple[int, int]:
     """Height and width of the window at a query: for L2 and L1 odd, and at least 3 where the image allows it."""
     scaled = int(query / queries * 10000)
-    share /= 2 ** sum(scaled > after for after in HALVED_AFTER)
+    share /= 2 ** bisect_left(HALVED_AFTER, scaled)
     side = max(round(math.sqrt(share * height * width)), 1)
     if norm != "Linf":
         side = max(side, 3) // 2 * 2 + 1
@@ -122,7 +124,12 @@ class _Search:
         self.rows = torch.arange(len(images), device=images.device)
         self.x, self.y, self.radius, self.streams = images, y, radius, streams
         self.best = images
+        self.rims = images[:0]  # (n, 2, C, H, W) for Linf, the lowest and the highest point
+        if norm == "Linf":
+            change = per_sample(radius, images)
+            self.rims = torch.stack([images - change, images + change], 1).clamp_(0, 1)
         self.height = images.new_zeros(len(images))  # (n,) the margin at best
+        self.new = 1.0  # the share of the last proposals whose answer was not known
         self.query = torch.ones_like(self.rows)  # (n,) the next one
         self.accepted = torch.zeros_like(self.rows)  # (n,) the query of the last improvement
         kinds = images[0, 0].numel() * 2 ** images.shape[1]
@@ -144,9 +151,8 @@ class _Search:
         while len(self.rows):
             upper = ends[torch.searchsorted(ends, self.query, right=True).clamp_max(len(ends) - 1)]
             most = max(1, min(_MOST_AT_ONCE, _ENTRIES // self.x.numel()))
-            fit = answer_batch(self.classifier, self.x, self.batch_size) // len(
-                self.rows
-            )  # as many cost no more than one
+            fit = answer_batch(self.classifier, self.x, self.batch_size)  # as many cost no more than one
+            fit = int(fit / (len(self.rows) * self.new))
             count = ((self.query - self.accepted) // 6).clamp(max(1, min(most, fit)), most)
             self._advance(torch.minimum(count, upper - self.query))
             if self.refused.shape[1]:
@@ -168,13 +174,24 @@ class _Search:
         known, name = self._known(some, query, numbers)
         height = self.height.new_full((len(some),), -torch.inf)
         hit = torch.zeros_like(known)
-        # Proposals are made for one pass at a time and then forgotten, so that they stay in a CPU's cache.
-        unknown = (~known).nonzero().flatten()
-        passes = -(-len(unknown) // answer_batch(self.classifier, self.x, self.batch_size))
-        for part in unknown.tensor_split(max(1, passes)):
-            proposal, changes = self._proposed(some[part], query[part], numbers[part])
-            part = part[changes]
-            height[part], hit[part] = self._ask(proposal[changes], self.y[some[part]])
+        unknown, asked = (~known).nonzero().flatten(), 0
+        batch = answer_batch(self.classifier, self.x, self.batch_size)
+        area = self.x[0, 0].numel() if self.norm != "Linf" else int(self.windows[query].prod(1).amax())
+        for part in unknown.split(max(batch, _PLACES // (self.x.shape[1] * area))):
+            squares = None
+            if self.norm == "Linf":
+                places, values = self._squares(some[part], query[part], numbers[part])
+                changes = (values != self.best.flatten(1)[some[part, None], places]).any(1)
+                part, squares = part[changes], (places[changes], values[changes])
+            # Proposals are made for one pass at a time and then forgotten, so that they stay in a CPU's cache.
+            for few in torch.arange(len(part), device=count.device).tensor_split(max(1, -(-len(part) // batch))):
+                which = part[few]
+                proposal = self._proposed(
+                    some[which], query[which], numbers[which], squares and tuple(t[few] for t in squares)
+                )
+                height[which], hit[which] = self._ask(proposal, self.y[some[which]])
+            asked += len(part)
+        self.new = max(asked / len(some), 0.1)
         better = hit | (height > self.height[some])
         # The first improvement of each sample: proposals of one row are in the order of their queries.
         place = torch.arange(len(some), device=count.device)[better]
@@ -182,7 +199,7 @@ class _Search:
         taken = first < len(some)  # (n,)
         chosen = first[taken]
         self.best, self.height = self.best.clone(), self.height.clone()
-        self.best[taken] = self._proposed(some[chosen], query[chosen], numbers[chosen])[0]
+        self.best[taken] = self._proposed(some[chosen], query[chosen], numbers[chosen])
         self.height[taken] = height[chosen]
         self.query = self.query + count
         self.query[taken] = query[chosen] + 1
@@ -212,6 +229,7 @@ class _Search:
     def _keep(self, stay: Tensor) -> None:
         self.rows, self.x, self.y, self.radius = self.rows[stay], self.x[stay], self.y[stay], self.radius[stay]
         self.best, self.height, self.refused = self.best[stay], self.height[stay], self.refused[stay]
+        self.rims = self.rims[stay] if self.norm == "Linf" else self.rims
         self.query, self.accepted, self.streams = self.query[stay], self.accepted[stay], self.streams.keep(stay)
 
     def _first(self) -> Tensor:
@@ -263,18 +281,33 @@ class _Search:
         name = (top * width + left) * 2**channels + signs
         return self.refused[some, name], name
 
-    def _proposed(self, some: Tensor, query: Tensor, numbers: Tensor) -> tuple[Tensor, Tensor]:
-        """The proposals (m, C, H, W), and whether each changes anything, (m,)."""
-        proposal = (self._flipped if self.norm == "Linf" else self._moved)(some, query, numbers)
-        return proposal, (proposal != self.best[some]).flatten(1).any(1)
+    def _proposed(
+        self, some: Tensor, query: Tensor, numbers: Tensor, squares: tuple[Tensor, ...] | None = None
+    ) -> Tensor:
+        """The proposals (m, C, H, W); for Linf by their ``squares``, where they are known."""
+        if self.norm != "Linf":
+            return self._moved(some, query, numbers)
+        places, values = self._squares(some, query, numbers) if squares is None else squares
+        best = self.best[some]
+        return best.flatten(1).scatter_(1, places, values).reshape(best.shape)
 
-    def _flipped(self, some: Tensor, query: Tensor, numbers: Tensor) -> Tensor:
-        """Linf (algorithm 2): the window's pixels go to ``x + eps`` or ``x - eps``, one sign a channel."""
-        window = self.windows[query]  # (m, 2)
-        inside = self._covers(*self._corner(numbers[:, :2], window), window)[0]
-        clean = self.x[some]
-        edge = per_sample(self.radius[some], clean) * _signs(numbers[:, 5:])[:, :, None, None].to(clean.dtype)
-        return torch.where(inside, clean.add_(edge).clamp_(0, 1), self.best[some])
+    def _squares(self, some: Tensor, query: Tensor, numbers: Tensor) -> tuple[Tensor, Tensor]:
+        """Linf (algorithm 2): the window's pixels go to ``x + eps`` or ``x - eps``, one sign a channel.
+
+        Returns which pixels, numbered through all channels, and to what: (m, A) and (m, A). Windows that are smaller
+        than the largest of them name their last pixels repeatedly.
+        """
+        (channels, height, width), window = self.x.shape[1:], self.windows[query]  # (m, 2)
+        top, left = self._corner(numbers[:, :2], window)
+        rows, columns = window.amax(0).tolist() if len(window) else (1, 1)
+        down = torch.minimum(torch.arange(rows, device=top.device), window[:, :1] - 1) + top[:, None]  # (m, rows)
+        across = torch.minimum(torch.arange(columns, device=top.device), window[:, 1:] - 1) + left[:, None]
+        pixel = (down[:, :, None] * width + across[:, None, :]).flatten(1)  # (m, rows columns)
+        channel = torch.arange(channels, device=top.device)[:, None]
+        places = channel * (height * width) + pixel[:, None]  # (m, C, rows columns)
+        rim = 2 * some[:, None] + (numbers[:, 5:] >> 31)  # (m, C) which of all the lower and upper rims
+        values = self.rims.reshape(-1, self.x[0].numel())[rim[:, :, None], places]
+        return places.flatten(1), values.flatten(1)
 
     def _prepare_pyramids(self, windows: list[tuple[int, int]]) -> None:
         """Upright and lying pairs for every window that will come, padded to one size: (windows, 2, H', W')."""

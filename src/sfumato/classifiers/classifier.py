@@ -11,6 +11,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
+from threading import Lock
 from typing import Any
 
 import torch
@@ -106,6 +107,7 @@ class Classifier:
             raise InputError("labels name a class twice: give each class its own name")
         self._classes = len(self._names) or known.classes
         self._held = 0  # how many ready() blocks are open
+        self._lock = Lock()  # of the counts: inside ready() several threads may call it
 
     def __repr__(self) -> str:
         kind = type(self.module or self.model).__name__
@@ -167,7 +169,8 @@ class Classifier:
         self._afford(len(x))
         with self.ready():
             logits = self._checked(self._run(x), len(x))
-        self.forwards += len(x)
+        with self._lock:
+            self.forwards += len(x)
         if logits.requires_grad:
             count = len(x)
             logits.register_hook(lambda _: self._count_backward(count))
@@ -238,16 +241,19 @@ class Classifier:
 
         Every call does this by itself; around many calls it saves the time of doing it each time.
         """
-        self._held += 1
+        with self._lock:
+            self._held += 1
+            outermost = self._held == 1
         try:
             with ExitStack() as stack:
-                if self._held == 1 and self.module is not None:
+                if outermost and self.module is not None:
                     stack.enter_context(_evaluating(self.module))
                     stack.enter_context(_frozen(self.module))
                     stack.enter_context(_on_device(self.module, self._device))
                 yield self
         finally:
-            self._held -= 1
+            with self._lock:
+                self._held -= 1
 
     # -- inside ---------------------------------------------------------------------------------------------------
 
@@ -322,7 +328,8 @@ class Classifier:
 
     def _count_backward(self, count: int) -> None:
         self._afford(count)
-        self.backwards += count
+        with self._lock:
+            self.backwards += count
 
 
 def logits_of(output: Any) -> Tensor:
