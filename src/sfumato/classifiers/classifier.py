@@ -23,6 +23,7 @@ from sfumato.devices import find_device
 from sfumato.errors import InputError
 
 TOLERANCE = 1e-6  # how far outside [0, 1] rounding may leave a pixel
+_COUNTING = Lock()  # inside ready() several threads may call a classifier; one for all, so that they can be copied
 
 
 class BudgetExceeded(InputError):
@@ -107,7 +108,6 @@ class Classifier:
             raise InputError("labels name a class twice: give each class its own name")
         self._classes = len(self._names) or known.classes
         self._held = 0  # how many ready() blocks are open
-        self._lock = Lock()  # of the counts: inside ready() several threads may call it
 
     def __repr__(self) -> str:
         kind = type(self.module or self.model).__name__
@@ -169,7 +169,7 @@ class Classifier:
         self._afford(len(x))
         with self.ready():
             logits = self._checked(self._run(x), len(x))
-        with self._lock:
+        with _COUNTING:
             self.forwards += len(x)
         if logits.requires_grad:
             count = len(x)
@@ -241,7 +241,7 @@ class Classifier:
 
         Every call does this by itself; around many calls it saves the time of doing it each time.
         """
-        with self._lock:
+        with _COUNTING:
             self._held += 1
             outermost = self._held == 1
         try:
@@ -252,7 +252,7 @@ class Classifier:
                     stack.enter_context(_on_device(self.module, self._device))
                 yield self
         finally:
-            with self._lock:
+            with _COUNTING:
                 self._held -= 1
 
     # -- inside ---------------------------------------------------------------------------------------------------
@@ -328,7 +328,7 @@ class Classifier:
 
     def _count_backward(self, count: int) -> None:
         self._afford(count)
-        with self._lock:
+        with _COUNTING:
             self.backwards += count
 
 
