@@ -3,14 +3,12 @@
 After Croce & Hein 2020a (arXiv 2003.01690, section 5; for L1 Croce & Hein 2021, section 5). What makes it faster than
 running them one after the other changes no verdict: a sample leaves in the very step in which it falls, batches are
 filled up from the samples that still stand, only the input's gradient is computed, and Square does not ask what it
-already knows. On a CPU with several threads each thread attacks samples of its own: a small network's operations are too
-short to be shared out, and what happens to a sample depends on no other.
+already knows.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from typing import TYPE_CHECKING, NamedTuple
 
 import torch
@@ -30,7 +28,6 @@ if TYPE_CHECKING:
 MEMBERS = ("apgd-ce", "apgd-t", "fab-t", "square")
 STANDING, CLEAN = "", "clean"
 _ENTRIES = 2**25  # of all samples together in one wave: APGD keeps about twelve numbers for each, 1.6 GB
-_FEWEST = 16  # samples of a thread: with fewer, its passes cost more than they save
 
 Progress = Callable[[str, int, int], None]  # attack, samples attacked, samples that still stand afterwards
 
@@ -119,7 +116,7 @@ def standard(
             if len(rows) == 0:
                 break
             radius = eps if isinstance(eps, float) or torch.as_tensor(eps).numel() == 1 else torch.as_tensor(eps)[rows]
-            found = _spread(name, classifier, x[rows], y[rows], norm, radius, targeted, seed, ids[rows], batch_size)
+            found = _run(name, classifier, x[rows], y[rows], norm, radius, targeted, seed, ids[rows], batch_size)
             fell = fooled(classifier, found, y[rows], targeted)
             taken = fell if name == "fab-t" else torch.ones_like(fell)  # FAB returns x where it finds nothing
             x_adv[rows[taken]] = found[taken]
@@ -134,47 +131,6 @@ def _felled(fell: Tensor, rows: Tensor, name: str, felled_by: list[str]) -> Tens
     for row in rows[fell].tolist():
         felled_by[row] = name
     return rows[~fell]
-
-
-def _spread(
-    name: str,
-    classifier: Classifier,
-    x: Tensor,
-    y: Tensor,
-    norm: str,
-    eps: float | Tensor,
-    targeted: bool,
-    seed: int,
-    ids: Tensor,
-    batch_size: int | None,
-) -> Tensor:
-    """``_run`` with the samples dealt out to threads; inside ``classifier.ready()``."""
-    threads = torch.get_num_threads()
-    workers = min(threads, len(x) // _FEWEST) if _threadable(classifier, x) else 1
-    if workers < 2:
-        return _run(name, classifier, x, y, norm, eps, targeted, seed, ids, batch_size)
-    radius = torch.as_tensor(eps, dtype=x.dtype, device=x.device).reshape(-1).expand(len(x))
-    inference, grad = torch.is_inference_mode_enabled(), torch.is_grad_enabled()  # each thread has its own
-
-    def attack(first: int) -> Tensor:
-        own = slice(first, None, workers)
-        with torch.inference_mode(inference), torch.set_grad_enabled(grad):
-            return _run(name, classifier, x[own], y[own], norm, radius[own], targeted, seed, ids[own], batch_size)
-
-    found = torch.empty_like(x)
-    try:
-        with ThreadPoolExecutor(workers, initializer=torch.set_num_threads, initargs=(threads // workers,)) as pool:
-            for first, part in enumerate(pool.map(attack, range(workers))):
-                found[first::workers] = part
-    finally:
-        torch.set_num_threads(threads)
-    return found
-
-
-def _threadable(classifier: Classifier, x: Tensor) -> bool:
-    """Whether several threads may call it: not a function that may keep anything, nor where a budget ends the attack."""
-    on_cpu = x.device.type == "cpu" and classifier.device.type == "cpu" and not torch.is_autocast_enabled("cpu")
-    return on_cpu and classifier.module is not None and classifier.budget is None
 
 
 def _run(

@@ -56,10 +56,7 @@ def answer_batch(classifier: Classifier, x: Tensor, batch_size: int | None) -> i
 def answers(classifier: Classifier, x: Tensor, batch_size: int | None = None) -> Tensor:
     """Logits (B, K) without gradients, in the batches of ``answer_batch``, on the device of ``x``."""
     with torch.no_grad():
-        size = batch_size or min(
-            classifier.batch_size, 4 * batch_for(classifier, x, None)
-        )  # nothing is kept for backward
-        parts = [classifier(part) for part in x.split(size)]
+        parts = [classifier(part) for part in x.split(answer_batch(classifier, x, batch_size))]
     return (parts[0] if len(parts) == 1 else torch.cat(parts)).to(x.device)
 
 
@@ -80,6 +77,7 @@ def gradients(
         values: list[Tensor] = []
 
         def kept(logits: Tensor, own: Sequence[Tensor] = own, values: list[Tensor] = values) -> Tensor:
+            own = [label.clone() if label.is_inference() else label for label in own]  # as in Classifier.gradient
             values.append(loss(logits, *(label.to(logits.device) for label in own)))
             return values[0]
 

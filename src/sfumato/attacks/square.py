@@ -129,7 +129,6 @@ class _Search:
             change = per_sample(radius, images)
             self.rims = torch.stack([images - change, images + change], 1).clamp_(0, 1)
         self.height = images.new_zeros(len(images))  # (n,) the margin at best
-        self.new = 1.0  # the share of the last proposals whose answer was not known
         self.query = torch.ones_like(self.rows)  # (n,) the next one
         self.accepted = torch.zeros_like(self.rows)  # (n,) the query of the last improvement
         kinds = images[0, 0].numel() * 2 ** images.shape[1]
@@ -151,12 +150,13 @@ class _Search:
         while len(self.rows):
             upper = ends[torch.searchsorted(ends, self.query, right=True).clamp_max(len(ends) - 1)]
             most = max(1, min(_MOST_AT_ONCE, _ENTRIES // self.x.numel()))
-            fit = answer_batch(self.classifier, self.x, self.batch_size)  # as many cost no more than one
-            fit = int(fit / (len(self.rows) * self.new))
+            # Where the classifier is small, as many cost no more than one.
+            fit = answer_batch(self.classifier, self.x, self.batch_size) // len(self.rows)
             count = ((self.query - self.accepted) // 6).clamp(max(1, min(most, fit)), most)
             self._advance(torch.minimum(count, upper - self.query))
-            if self.refused.shape[1]:
-                self.refused[self.query == upper[self.stayed]] = False  # the next window has another size
+            ended = self.query == upper[self.stayed]
+            if self.refused.shape[1] and bool(ended.any()):
+                self.refused[ended] = False  # the next window has another size
             done = self.query >= queries
             if bool(done.any()):
                 self.result[self.rows[done]] = self.best[done]
@@ -174,7 +174,7 @@ class _Search:
         known, name = self._known(some, query, numbers)
         height = self.height.new_full((len(some),), -torch.inf)
         hit = torch.zeros_like(known)
-        unknown, asked = (~known).nonzero().flatten(), 0
+        unknown = (~known).nonzero().flatten()
         batch = answer_batch(self.classifier, self.x, self.batch_size)
         area = self.x[0, 0].numel() if self.norm != "Linf" else int(self.windows[query].prod(1).amax())
         for part in unknown.split(max(batch, _PLACES // (self.x.shape[1] * area))):
@@ -190,8 +190,6 @@ class _Search:
                     some[which], query[which], numbers[which], squares and tuple(t[few] for t in squares)
                 )
                 height[which], hit[which] = self._ask(proposal, self.y[some[which]])
-            asked += len(part)
-        self.new = max(asked / len(some), 0.1)
         better = hit | (height > self.height[some])
         # The first improvement of each sample: proposals of one row are in the order of their queries.
         place = torch.arange(len(some), device=count.device)[better]

@@ -11,7 +11,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
-from threading import Lock
 from typing import Any
 
 import torch
@@ -23,7 +22,6 @@ from sfumato.devices import find_device
 from sfumato.errors import InputError
 
 TOLERANCE = 1e-6  # how far outside [0, 1] rounding may leave a pixel
-_COUNTING = Lock()  # inside ready() several threads may call a classifier; one for all, so that they can be copied
 
 
 class BudgetExceeded(InputError):
@@ -169,8 +167,7 @@ class Classifier:
         self._afford(len(x))
         with self.ready():
             logits = self._checked(self._run(x), len(x))
-        with _COUNTING:
-            self.forwards += len(x)
+        self.forwards += len(x)
         if logits.requires_grad:
             count = len(x)
             logits.register_hook(lambda _: self._count_backward(count))
@@ -241,19 +238,16 @@ class Classifier:
 
         Every call does this by itself; around many calls it saves the time of doing it each time.
         """
-        with _COUNTING:
-            self._held += 1
-            outermost = self._held == 1
+        self._held += 1
         try:
             with ExitStack() as stack:
-                if outermost and self.module is not None:
+                if self._held == 1 and self.module is not None:
                     stack.enter_context(_evaluating(self.module))
                     stack.enter_context(_frozen(self.module))
                     stack.enter_context(_on_device(self.module, self._device))
                 yield self
         finally:
-            with _COUNTING:
-                self._held -= 1
+            self._held -= 1
 
     # -- inside ---------------------------------------------------------------------------------------------------
 
@@ -328,8 +322,7 @@ class Classifier:
 
     def _count_backward(self, count: int) -> None:
         self._afford(count)
-        with _COUNTING:
-            self.backwards += count
+        self.backwards += count
 
 
 def logits_of(output: Any) -> Tensor:
