@@ -26,9 +26,9 @@ from sfumato.devices import autocast_type, find_device
 from sfumato.errors import InputError
 from sfumato.files import make_folder
 from sfumato.interrupts import whole_steps
+from sfumato.resume import STATE, model_is_stale, restore
 from sfumato.samplers import mix_seed
 
-STATE = Path("train_state") / "state.safetensors"
 DEFAULT_MINUTES = 3.0
 DEFAULT_EPOCHS = 60  # with the default minutes: what comes first; more passes over a small set teach little
 MIRRORED = ("cifar10", "fashion-mnist")  # sets whose mirrored images are of the same class
@@ -168,7 +168,7 @@ def training_steps(
         "seed": seed,
     }
     run = _Run(train, settings, chosen)
-    _restore(run, Path(out), settings)
+    restore(run, Path(out), json.loads(json.dumps(settings)))
     make_folder(Path(out))
     if not os.access(out, os.W_OK | os.X_OK):
         raise InputError(f"{out} cannot be written, permission is denied: give another --out")
@@ -305,7 +305,7 @@ def _steps(run: _Run, budget: Budget, out: Path, test: ImageSet, held_out: str) 
         if kept < run.step:
             _save(run, out)
         raise
-    if step_before < run.step or _stale(out):
+    if step_before < run.step or model_is_stale(out):
         _finish(run, out, test, held_out)
 
 
@@ -321,34 +321,6 @@ def _finish(run: _Run, out: Path, test: ImageSet, held_out: str) -> None:
 
 def _save(run: _Run, out: Path) -> None:
     weights.write_tensors(out / STATE, run.tensors(), {"identity": dict(run.settings), "numbers": run.numbers()})
-
-
-def _stale(out: Path) -> bool:
-    """Whether the state was written last: the model of it is missing, or that of an earlier budget."""
-    state, model = out / STATE, out / weights.MODEL
-    return not model.exists() or model.stat().st_mtime_ns < state.stat().st_mtime_ns
-
-
-def _restore(run: _Run, out: Path, settings: Mapping[str, Any]) -> None:
-    """Bring the run to where the folder stands; nothing to do for a new folder."""
-    file = out / STATE
-    if not file.exists():
-        if (out / weights.MODEL).exists():
-            raise InputError(f"{out} holds a model but no train_state to go on from: give another --out")
-        return
-    tensors, stored = weights.read(file)
-    was, now = stored.get("identity", {}), json.loads(json.dumps(dict(settings)))
-    changed = [
-        f"{key} was {was.get(key)}, now {now.get(key)}" for key in {**was, **now} if was.get(key) != now.get(key)
-    ]
-    if changed:
-        raise InputError(
-            f"{out} holds another run ({'; '.join(changed)}): give another --out, or the same command as before"
-        )
-    try:
-        run.restore(tensors, stored["numbers"])
-    except (KeyError, RuntimeError, TypeError) as error:
-        raise InputError(f"{file} does not fit this version of sfumato ({error}): give another --out") from None
 
 
 def _statistics(data: ImageSet) -> tuple[list[float], list[float]]:

@@ -24,11 +24,11 @@ from sfumato.files import atomic_write, finite, make_folder, why_not_written
 from sfumato.generator import Generator
 from sfumato.interrupts import whole_steps
 from sfumato.pictures import grid, save
+from sfumato.resume import STATE, model_is_stale, restore
 from sfumato.training.budget import Budget
 from sfumato.training.run import GIVE_UP, Outcome, Run
 
 LOG = "log.jsonl"
-STATE = Path("train_state") / "state.safetensors"
 CHECKPOINT_SECONDS = 60.0
 LOG_SECONDS = 2.0
 GRIDS = 8  # sample grids over a whole budget
@@ -119,7 +119,7 @@ def training_steps(
     config = _config(dataset, preset, settings)
     run = Run(config, dataset, chosen_device, seed)
     identity = _identity(config, dataset, seed)
-    _restore(run, out, identity)
+    restore(run, out, identity)
     _trim_log(out, run.step)
     return _steps(run, budget, out, identity)
 
@@ -167,37 +167,6 @@ def _identity(config: Config, dataset: ImageSet, seed: int) -> dict[str, Any]:
     return json.loads(json.dumps(identity))
 
 
-def _restore(run: Run, out: Path, identity: dict[str, Any]) -> None:
-    """Bring the run to where the folder stands; nothing to do for a new folder."""
-    file = out / STATE
-    if not file.exists():
-        if (out / weights.MODEL).exists():
-            raise InputError(f"{out} holds a model but no train_state to go on from: give another --out")
-        return
-    tensors, stored = weights.read(file)
-    differences = _differences(stored.get("identity", {}), identity)
-    if differences:
-        raise InputError(
-            f"{out} holds another run ({'; '.join(differences)}): give another --out, or the same command as before"
-        )
-    try:
-        run.restore(tensors, stored["numbers"])
-    except (KeyError, RuntimeError, TypeError) as error:
-        raise InputError(f"{file} does not fit this version of sfumato ({error}): give another --out") from None
-
-
-def _differences(stored: Mapping[str, Any], asked: Mapping[str, Any], prefix: str = "") -> list[str]:
-    """Sentences such as ``batch was 128, now 64``."""
-    found = []
-    for key in {**stored, **asked}:
-        was, now = stored.get(key), asked.get(key)
-        if isinstance(was, dict) and isinstance(now, dict):
-            found += _differences(was, now, f"{prefix}{key}." if key != "config" else "")
-        elif was != now:
-            found.append(f"{prefix}{key} was {was}, now {now}")
-    return found
-
-
 def _steps(run: Run, budget: Budget, out: Path, identity: dict[str, Any]) -> Iterator[Progress]:
     began = time.perf_counter() - run.seconds
     shown: list[float] = []
@@ -206,7 +175,7 @@ def _steps(run: Run, budget: Budget, out: Path, identity: dict[str, Any]) -> Ite
     images_before, seconds_before = run.images, run.seconds
     with ExitStack() as stack:
         board = _board(out, stack)
-        if _model_is_stale(out):  # the last session ended between the two files of a checkpoint
+        if model_is_stale(out):  # the last session ended between the two files of a checkpoint
             run.generator().save(out)
         try:
             while (fraction := budget.fraction(run.seconds, run.images, run.step)) < 1:
@@ -258,12 +227,6 @@ def _save(run: Run, out: Path, identity: dict[str, Any]) -> None:
     """The state first: a model that is older than its state is still a model of this run."""
     weights.write_tensors(out / STATE, run.tensors(), {"identity": identity, "numbers": run.numbers()})
     run.generator().save(out)
-
-
-def _model_is_stale(out: Path) -> bool:
-    """Whether the state was written and the model after it was not."""
-    state, model = out / STATE, out / weights.MODEL
-    return state.exists() and (not model.exists() or model.stat().st_mtime_ns < state.stat().st_mtime_ns)
 
 
 def _grid(run: Run, out: Path) -> None:
