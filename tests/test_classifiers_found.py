@@ -85,10 +85,9 @@ def vit(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def test_a_transformers_folder_is_found(vit: Path):
-    from transformers import ViTForImageClassification
-
+    transformers = pytest.importorskip("transformers")
     classifier, x = find_classifier(vit, "cpu"), pictures(2, side=16)
-    model = ViTForImageClassification.from_pretrained(vit).eval()
+    model = transformers.ViTForImageClassification.from_pretrained(vit).eval()
     mean, std = torch.tensor([0.5, 0.4, 0.3])[:, None, None], torch.tensor([0.2, 0.25, 0.3])[:, None, None]
     torch.testing.assert_close(classifier(x), model(pixel_values=(x - mean) / std).logits)
     assert classifier.labels == ("cat", "dog", "crane (2)", "crane (3)") and classifier.size == (16, 16)
