@@ -93,9 +93,9 @@ def training_times(run: Run) -> dict[str, dict[str, float]]:
     generator = torch.Generator().manual_seed(0)
 
     def stage_pass(stage: int) -> None:
-        x, label = run._batch(run.counts[stage], generator)
+        x, c = run._batch(run.counts[stage], generator)
         with torch.autocast(run.device.type, run.kind or torch.bfloat16, enabled=run.kind is not None):
-            loss = stage_loss(run.denoiser, run.config, x, label, stage, generator)
+            loss = stage_loss(run.denoiser, run.config, x, c, stage, generator)
         loss.backward()
         run.denoiser.zero_grad(set_to_none=True)
 

@@ -10,6 +10,7 @@ import pytest
 import torch
 from oracles import TINY
 
+from sfumato.conditions import Condition, Kinds
 from sfumato.config import PRESETS, Config, preset
 from sfumato.errors import InputError
 
@@ -98,7 +99,7 @@ def test_impossible_settings(settings: dict[str, str], words: str):
     """Found before any training, with the name of the setting; some need the ladder or the network to be built."""
     with pytest.raises(InputError, match=words):
         config = Config(options={"channels": (16, 16), "blocks": (1, 1)}).with_settings(settings)
-        config.denoiser(config.ladder((16, 16), 1), 0)
+        config.denoiser(config.ladder((16, 16), 1), Kinds())
 
 
 @pytest.mark.parametrize("size", [(8, 8), (28, 28), (64, 48)])
@@ -145,7 +146,7 @@ def test_every_preset_builds_at_any_size(name: str, size: tuple[int, int]):
     config = preset(size, name)
     ladder = config.ladder(size, 1)
     with torch.device("meta"):
-        denoiser = config.denoiser(ladder, 2)
+        denoiser = config.denoiser(ladder, Kinds(2))
         for stage in range(ladder.stages):
             z = torch.zeros(2, *ladder.shape(stage))
             assert denoiser(z, torch.ones(2), stage, None, torch.ones(2)).shape == z.shape
@@ -158,10 +159,10 @@ def test_a_preset_made_small_runs(size: tuple[int, int]):
     levels = len(config.options["channels"])
     config = config.with_settings({**TINY, "channels": ",".join(["16"] * levels), "blocks": ",".join(["1"] * levels)})
     ladder = config.ladder(size, 3)
-    denoiser = config.denoiser(ladder, 2)
+    denoiser = config.denoiser(ladder, Kinds(2))
     for stage in range(ladder.stages):
         z = torch.randn(2, *ladder.shape(stage))
-        denoiser(z, torch.full((2,), ladder.jumps[stage]), stage, torch.tensor([0, 2])).square().mean().backward()
+        denoiser(z, torch.full((2,), ladder.jumps[stage]), stage, Condition(torch.tensor([0, 2]))).square().mean().backward()
     assert any(float(p.grad.abs().sum()) > 0 for p in denoiser.parameters() if p.grad is not None)
 
 

@@ -8,6 +8,7 @@ import pytest
 import torch
 from torch import Tensor
 
+from sfumato.conditions import Condition, Kinds
 from sfumato.config import Config, preset
 from sfumato.denoisers import NETWORKS, Denoiser
 from sfumato.denoisers.unet import _places
@@ -24,13 +25,13 @@ ON_NETWORKS = pytest.mark.parametrize("network", list(NETWORKS))
 
 def small(ladder: Ladder, network: str = "unet", classes: int = 3, **changes: Any) -> Denoiser:
     torch.manual_seed(0)
-    return Denoiser(ladder, classes, network, SMALL.get(network), **changes)
+    return Denoiser(ladder, Kinds(classes), network, SMALL.get(network), **changes)
 
 
-def inputs(ladder: Ladder, stage: int, batch: int = 2) -> tuple[Tensor, Tensor, Tensor]:
+def inputs(ladder: Ladder, stage: int, batch: int = 2) -> tuple[Tensor, Tensor, Condition]:
     generator = torch.Generator().manual_seed(1)
     sigma = torch.linspace(ladder.ends[stage] + 0.01, ladder.jumps[stage], batch)
-    return torch.randn(batch, *ladder.shape(stage), generator=generator), sigma, torch.arange(batch) % 3
+    return torch.randn(batch, *ladder.shape(stage), generator=generator), sigma, Condition(torch.arange(batch) % 3)
 
 
 def awake(denoiser: Denoiser) -> Denoiser:
@@ -55,8 +56,8 @@ def test_shapes_of_every_stage(network: str, size: tuple[int, int], channels: in
     ladder = Ladder(size, channels, stages)
     denoiser = awake(small(ladder, network))
     for stage in range(stages):
-        z, sigma, label = inputs(ladder, stage)
-        x_hat = denoiser(z, sigma, stage, label)
+        z, sigma, c = inputs(ladder, stage)
+        x_hat = denoiser(z, sigma, stage, c)
         assert x_hat.shape == z.shape and x_hat.dtype == torch.float32
         assert bool(torch.isfinite(x_hat).all())
 
@@ -65,13 +66,13 @@ def test_shapes_of_every_stage(network: str, size: tuple[int, int], channels: in
 def test_labels_levels_detail_and_stage_are_heard(network: str):
     ladder = Ladder((8, 8), 1, 2)
     denoiser = awake(small(ladder, network))
-    z, sigma, label = inputs(ladder, 1)
+    z, sigma, c = inputs(ladder, 1)
     with torch.no_grad():
-        base = denoiser(z, sigma, 1, label)
-        assert not torch.allclose(base, denoiser(z, sigma, 1, (label + 1) % 3), atol=1e-5)
-        assert not torch.allclose(base, denoiser(z, sigma / 2, 1, label, ladder.detail(1, sigma)), atol=1e-5)
-        assert not torch.allclose(base, denoiser(z, sigma, 1, label, torch.ones(2)), atol=1e-5)
-        dropped = denoiser(z, sigma, 1, torch.full((2,), 3))
+        base = denoiser(z, sigma, 1, c)
+        assert not torch.allclose(base, denoiser(z, sigma, 1, Condition((c.label + 1) % 3)), atol=1e-5)
+        assert not torch.allclose(base, denoiser(z, sigma / 2, 1, c, ladder.detail(1, sigma)), atol=1e-5)
+        assert not torch.allclose(base, denoiser(z, sigma, 1, c, torch.ones(2)), atol=1e-5)
+        dropped = denoiser(z, sigma, 1, Condition(torch.full((2,), 3)))
         torch.testing.assert_close(denoiser(z, sigma, 1), dropped)  # no label drops them all
 
 
@@ -80,10 +81,10 @@ def test_images_of_a_batch_do_not_mix(network: str):
     ladder = Ladder((8, 8), 1, 2)
     denoiser = awake(small(ladder, network))
     for stage in range(2):
-        z, sigma, label = inputs(ladder, stage, batch=3)
+        z, sigma, c = inputs(ladder, stage, batch=3)
         with torch.no_grad():
-            whole = denoiser(z, sigma, stage, label)
-            alone = torch.cat([denoiser(z[i : i + 1], sigma[i : i + 1], stage, label[i : i + 1]) for i in range(3)])
+            whole = denoiser(z, sigma, stage, c)
+            alone = torch.cat([denoiser(z[i : i + 1], sigma[i : i + 1], stage, c[i : i + 1]) for i in range(3)])
         torch.testing.assert_close(whole, alone, rtol=1e-4, atol=1e-5)
 
 
@@ -93,8 +94,8 @@ def test_images_of_a_batch_do_not_mix(network: str):
 def test_a_coarse_stage_leaves_the_outer_levels_alone():
     ladder = Ladder((8, 8), 1, 2)
     denoiser = awake(small(ladder))  # level 0 is 4x4, level 1 is 2x2: stage 0 (4x4, patch 2) enters at level 1
-    z, sigma, label = inputs(ladder, 0)
-    denoiser(z, sigma, 0, label).square().sum().backward()
+    z, sigma, c = inputs(ladder, 0)
+    denoiser(z, sigma, 0, c).square().sum().backward()
     outer = [
         n
         for n, _ in denoiser.named_parameters()
@@ -111,8 +112,8 @@ def test_a_coarse_stage_leaves_the_outer_levels_alone():
     assert all(grads[name] is not None for name in inner)
     assert grads["networks.0.read.1.weight"] is None and grads["networks.0.read.0.weight"] is not None
     denoiser.zero_grad()
-    z, sigma, label = inputs(ladder, 1)
-    denoiser(z, sigma, 1, label).square().sum().backward()
+    z, sigma, c = inputs(ladder, 1)
+    denoiser(z, sigma, 1, c).square().sum().backward()
     assert all(p.grad is not None for n, p in denoiser.named_parameters() if n in outer + inner)
 
 
@@ -120,7 +121,7 @@ def test_a_coarse_stage_runs_fewer_operations():
     from torch.utils.flop_counter import FlopCounterMode
 
     ladder = Ladder((32, 32), 1, 3)
-    denoiser = Denoiser(ladder, 0, "unet", {"channels": (16, 16, 16), "blocks": (1, 1, 1), "width": 32})
+    denoiser = Denoiser(ladder, Kinds(), "unet", {"channels": (16, 16, 16), "blocks": (1, 1, 1), "width": 32})
     counts = []
     for stage in range(3):
         z, sigma, _ = inputs(ladder, stage)
@@ -135,8 +136,8 @@ def test_all_parameters_learn():
     ladder = Ladder((16, 16), 3, 2)
     denoiser = awake(small(ladder))
     for stage in range(2):
-        z, sigma, label = inputs(ladder, stage)
-        denoiser(z, sigma, stage, label).square().sum().backward()
+        z, sigma, c = inputs(ladder, stage)
+        denoiser(z, sigma, stage, c).square().sum().backward()
     assert [n for n, p in denoiser.named_parameters() if p.grad is None] == []
 
 
@@ -148,8 +149,8 @@ def test_one_network_a_stage(network: str):
     ladder = Ladder((8, 8), 1, 2)
     denoiser = awake(small(ladder, network, sharing="stage"))
     assert len(denoiser.networks) == 2
-    z, sigma, label = inputs(ladder, 0)
-    denoiser(z, sigma, 0, label).sum().backward()
+    z, sigma, c = inputs(ladder, 0)
+    denoiser(z, sigma, 0, c).sum().backward()
     assert all(p.grad is None for p in denoiser.networks[1].parameters())
     assert any(p.grad is not None for p in denoiser.networks[0].parameters())
 
@@ -164,9 +165,9 @@ def test_one_network_a_rung(network: str):
         for index in range(count):
             noisy, cleaner = denoiser.rung(stage, index)
             assert noisy.sigma > cleaner.sigma and noisy.stage == stage
-            z, _, label = inputs(ladder, stage)
+            z, _, c = inputs(ladder, stage)
             denoiser.zero_grad(set_to_none=True)
-            denoiser(z, torch.full((2,), noisy.sigma), stage, label).sum().backward()
+            denoiser(z, torch.full((2,), noisy.sigma), stage, c).sum().backward()
             used.append([i for i, n in enumerate(denoiser.networks) if any(p.grad is not None for p in n.parameters())])
     assert used == [[0], [1], [2], [3], [4]]
 
@@ -174,11 +175,11 @@ def test_one_network_a_rung(network: str):
 def test_between_the_rungs_there_is_no_network():
     ladder = Ladder((8, 8), 1, 2)
     denoiser = small(ladder, sharing="rung", rungs=(2, 3))
-    z, _, label = inputs(ladder, 1)
+    z, _, c = inputs(ladder, 1)
     top = denoiser.rung(1, 0)[0].sigma
     for sigma in (torch.full((2,), 0.9 * top), torch.tensor([top, 0.5 * top])):
         with pytest.raises(InputError, match="no rung of this model"):
-            denoiser(z, sigma, 1, label)
+            denoiser(z, sigma, 1, c)
 
 
 @pytest.mark.parametrize(
@@ -201,14 +202,14 @@ def test_between_the_rungs_there_is_no_network():
 )
 def test_impossible_networks(changes: dict[str, Any], words: str):
     with pytest.raises(InputError, match=words):
-        Denoiser(Ladder((8, 8), 1, 2), 3, **changes)
+        Denoiser(Ladder((8, 8), 1, 2), Kinds(3), **changes)
 
 
 @pytest.mark.parametrize("channels", [(16, 96), (24, 200), (20, 36), (160, 132)])
 def test_any_width_works(channels: tuple[int, int]):
     """Neither heads of attention nor groups of channels may ask for widths of a kind."""
     ladder = Ladder((8, 8), 1, 2)
-    denoiser = Denoiser(ladder, 0, "unet", {"channels": channels, "blocks": (1, 1), "width": 32})
+    denoiser = Denoiser(ladder, Kinds(), "unet", {"channels": channels, "blocks": (1, 1), "width": 32})
     for stage in range(2):
         z, sigma, _ = inputs(ladder, stage)
         assert denoiser(z, sigma, stage).shape == z.shape
@@ -226,14 +227,14 @@ def test_a_network_that_says_nothing_is_the_linear_denoiser(stage: int, plain: b
     x = deviation * torch.randn(3000, 1, 16, 16, generator=torch.Generator().manual_seed(0))
     smooth_rms, sharp_rms = measure(x, ladder)
     denoiser = small(ladder, smooth_rms=smooth_rms, sharp_rms=sharp_rms)  # the last layer of a new network is zero
-    z, sigma, label = inputs(ladder, stage, batch=4)
+    z, sigma, c = inputs(ladder, stage, batch=4)
     detail = torch.ones(4) if plain else ladder.detail(stage, sigma)
     here = deviation / 2 ** (2 - stage)
     s, r = sigma[:, None, None, None], detail[:, None, None, None]
     on_p, on_q = here**2 / (here**2 + s**2), r * here**2 / (r**2 * here**2 + s**2)
     smooth = coarse(z) if stage else z
     with torch.no_grad():
-        x_hat = denoiser(z, sigma, stage, label, detail if plain else None)
+        x_hat = denoiser(z, sigma, stage, c, detail if plain else None)
     torch.testing.assert_close(x_hat, on_p * smooth + on_q * (z - smooth), rtol=0.05, atol=0.01)
 
 
@@ -282,15 +283,15 @@ def forward_on_meta(config: Config, size: tuple[int, int], channels: int) -> tup
     tokens = [0]
     operations = 0
     with torch.device("meta"):
-        denoiser = config.denoiser(ladder, 10)
+        denoiser = config.denoiser(ladder, Kinds(10))
         for module in denoiser.modules():
             if type(module).__name__ == "Attention":
                 module.register_forward_pre_hook(lambda _, arguments: tokens.append(arguments[0].shape[-2:].numel()))
         for stage in range(ladder.stages):
             z = torch.zeros(1, *ladder.shape(stage))
-            label = torch.zeros(1, dtype=torch.int64)
+            c = Condition(torch.zeros(1, dtype=torch.int64))
             with FlopCounterMode(display=False) as counter:
-                assert denoiser(z, torch.ones(1), stage, label, torch.ones(1)).shape == z.shape
+                assert denoiser(z, torch.ones(1), stage, c, torch.ones(1)).shape == z.shape
             operations = counter.get_total_flops()
     return operations, max(tokens)
 

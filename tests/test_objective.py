@@ -11,10 +11,11 @@ import torch
 from oracles import TINY, GaussianImages
 from torch import Tensor
 
+from sfumato.conditions import Condition, Kinds
 from sfumato.config import Config
 from sfumato.denoisers import Denoiser
 from sfumato.ladder import WEIGHTS, Ladder, coarse
-from sfumato.training.objective import draw_levels, drop_labels, gamma_of_width, measure, stage_loss
+from sfumato.training.objective import draw_levels, gamma_of_width, measure, stage_loss
 
 
 def config_of(**settings: str) -> Config:
@@ -27,14 +28,14 @@ class Fixed(Denoiser):
     def __init__(self, ladder: Ladder, answer: Callable[..., Tensor], rungs: tuple[int, ...] = ()) -> None:
         super().__init__(
             ladder,
-            0,
+            Kinds(),
             options={"channels": (8,) * ladder.stages, "blocks": (1,) * ladder.stages, "patch": 1, "width": 8},
             rungs=rungs,
         )
         self.answer, self.asked = answer, []
 
     def forward(
-        self, z: Tensor, sigma: Tensor, stage: int, label: Tensor | None = None, detail: Tensor | None = None
+        self, z: Tensor, sigma: Tensor, stage: int, c: Condition | None = None, detail: Tensor | None = None
     ) -> Tensor:
         self.asked.append((z, sigma, detail))
         return self.answer(z, sigma, stage)
@@ -49,7 +50,7 @@ def test_loss_is_the_weighted_squared_error(weights: str, stage: int):
     clean = x if stage else torch.nn.functional.avg_pool2d(x, 2)
     denoiser = Fixed(ladder, lambda z, s, k: clean + wrong)
     config = config_of(weights=weights, plain_share="0")
-    loss = stage_loss(denoiser, config, x, torch.zeros(32), stage, torch.Generator().manual_seed(2))
+    loss = stage_loss(denoiser, config, x, Condition(), stage, torch.Generator().manual_seed(2))
     _, sigma, _ = denoiser.asked[0]
     on_p, on_q = ladder.weights(weights, stage, sigma)
     smooth = coarse(wrong) if stage else wrong
@@ -74,7 +75,7 @@ def test_the_best_denoiser_has_the_least_loss():
             denoiser = Fixed(ladder, lambda z, s, k, c=scale: answer(z, s, k, c))
             stream = torch.Generator().manual_seed(4)
             losses.append(
-                float(stage_loss(denoiser, config_of(plain_share="0"), x.float(), torch.zeros(2000), stage, stream))
+                float(stage_loss(denoiser, config_of(plain_share="0"), x.float(), Condition(), stage, stream))
             )
         assert losses[1] < min(losses[0], losses[2])
 
@@ -85,7 +86,7 @@ def test_states_are_those_of_the_path_but_for_the_plain_share(share: float):
     denoiser = Fixed(ladder, lambda z, s, k: torch.zeros_like(z))
     x = torch.randn(count, 1, 8, 8, generator=torch.Generator().manual_seed(0)) * 50  # louder than most noise
     config = config_of(plain_share=str(share))
-    stage_loss(denoiser, config, x, torch.zeros(count), 1, torch.Generator().manual_seed(0))
+    stage_loss(denoiser, config, x, Condition(), 1, torch.Generator().manual_seed(0))
     z, sigma, detail = denoiser.asked[0]
     off = (detail - ladder.detail(1, sigma)).abs() > 1e-6
     assert int(off.sum()) <= share * count and int((detail == 1).sum()) >= share * count
@@ -133,7 +134,7 @@ def test_z_next_regresses_the_less_noisy_state():
                 ladder, lambda z, s, k, c=scale: c * images.denoise(z.double(), float(s[0]), k).to(z), rungs=(3, 3)
             )
             losses.append([
-                float(stage_loss(denoiser, config, x, torch.zeros(3000), stage, torch.Generator().manual_seed(seed)))
+                float(stage_loss(denoiser, config, x, Condition(), stage, torch.Generator().manual_seed(seed)))
                 for seed in range(5)
             ])  # fmt: skip
             assert all(bool((sigma == sigma[0]).all()) for _, sigma, _ in denoiser.asked)  # a rung for the whole batch
@@ -156,14 +157,13 @@ def test_measured_sizes_are_never_zero():
     assert min(*smooth, sharp[1]) > 0
 
 
-def test_about_a_tenth_of_the_labels_is_dropped():
+def test_about_a_tenth_of_the_conditions_is_dropped():
     label = torch.arange(20_000) % 7
-    dropped = drop_labels(label, 7, 0.1, torch.Generator().manual_seed(0))
-    gone = dropped == 7
-    assert float(gone.float().mean()) == pytest.approx(0.1, abs=0.01)
-    assert torch.equal(dropped[~gone], label[~gone])
-    assert torch.equal(drop_labels(label, 7, 0.0, torch.Generator()), label)
-    assert bool((drop_labels(label, 7, 1.0, torch.Generator()) == 7).all())
+    dropped = Condition(label, vector=torch.ones(20_000, 2)).drop(0.1, 20_000, torch.Generator().manual_seed(0))
+    assert dropped.present is not None and dropped.label is label
+    assert float(dropped.present.float().mean()) == pytest.approx(0.9, abs=0.01)
+    assert bool(Condition(label).drop(0.0, 20_000, torch.Generator()).present.all())  # type: ignore[union-attr]
+    assert not bool(Condition(label).drop(1.0, 20_000, torch.Generator()).present.any())  # type: ignore[union-attr]
 
 
 # -- widths of averages -------------------------------------------------------------------------------------------------

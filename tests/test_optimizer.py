@@ -6,6 +6,7 @@ import pytest
 import torch
 from torch import nn
 
+from sfumato.conditions import Kinds
 from sfumato.config import Config
 from sfumato.ladder import Ladder
 from sfumato.training.optimizer import INNER, RMS, Muon, optimizers, orthogonal
@@ -41,7 +42,7 @@ def test_weight_decay_shrinks_by_rate_times_decay() -> None:
 
 def test_pixels_embeddings_norms_and_biases_stay_with_adamw() -> None:
     config = Config(options={"channels": (32, 32), "blocks": (1, 1), "width": 32})
-    denoiser = config.denoiser(Ladder((16, 16), 1, 3, (), ()), 10)
+    denoiser = config.denoiser(Ladder((16, 16), 1, 3, (), ()), Kinds(10))
     adamw, muon = optimizers(denoiser, config)
     names = {parameter: name for name, parameter in denoiser.named_parameters()}
     inner = {names[p] for group in muon.param_groups for p in group["params"]}

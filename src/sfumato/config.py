@@ -8,6 +8,7 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, fields, replace
 from typing import Any
 
+from sfumato.conditions import Kinds
 from sfumato.denoisers import NETWORKS, SHARING, Denoiser
 from sfumato.errors import InputError, nearest
 from sfumato.ladder import WEIGHTS, Ladder
@@ -38,6 +39,7 @@ class Config:
     plain_share: float = (
         0.1  # of the finest stage's states, with their detail whole: so one network serves defences too
     )
+    text: str = "minilm"  # the frozen language model that reads captions; a folder, or owner/name on the Hub
     drop: float = 0.1  # how often c is dropped
     flip: bool = False  # mirror images at random
     # how
@@ -87,9 +89,9 @@ class Config:
         """The ladder over images of this size."""
         return Ladder(size, channels, self.stages, self.jumps, self.plain)
 
-    def denoiser(self, ladder: Ladder, classes: int, **rms: Any) -> Denoiser:
+    def denoiser(self, ladder: Ladder, kinds: Kinds, **rms: Any) -> Denoiser:
         """A new denoiser (``rms``: smooth_rms and sharp_rms of the data)."""
-        return Denoiser(ladder, classes, self.network, self.options, self.sharing, self.rungs, **rms)
+        return Denoiser(ladder, kinds, self.network, self.options, self.sharing, self.rungs, **rms)
 
     def with_settings(self, settings: Mapping[str, str]) -> Config:
         """Settings given as text (``--set key=value``); a network's own options count as keys too."""

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, nullcontext
+from dataclasses import asdict
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +14,8 @@ from PIL import Image
 from torch import Tensor
 
 from sfumato import weights
+from sfumato.conditions import Condition, Kinds
+from sfumato.conditions.text import TextEncoder, find_encoder
 from sfumato.config import Config
 from sfumato.denoisers import Denoiser
 from sfumato.devices import autocast_type, find_device
@@ -24,7 +28,9 @@ from sfumato.samplers import SAMPLERS, Denoise, Noise, Rung, share_steps
 FORMAT = 1
 # Of the default sampler where none are asked for: more did not bring the distance down, see benchmarks/RESULTS.md.
 LEAST_STEPS, COARSE_STEPS, FINEST_STEPS = 10, 4, 6
+TEXT_GUIDANCE = 3.0
 Labels = str | int | Sequence[str | int] | None
+Prompts = str | Sequence[str] | None
 
 
 class Generator:
@@ -43,6 +49,11 @@ class Generator:
     @property
     def ladder(self) -> Ladder:
         return self.denoiser.ladder
+
+    @property
+    def kinds(self) -> Kinds:
+        """The parts of c that the model was trained with."""
+        return self.denoiser.kinds
 
     @property
     def default_sampler(self) -> str:
@@ -76,7 +87,7 @@ class Generator:
             ladder = config.ladder(tuple(description["size"]), description["channels"])
             denoiser = config.denoiser(
                 ladder,
-                len(description["classes"]),
+                Kinds(**description.get("kinds", {"classes": len(description["classes"])})),
                 smooth_rms=description["smooth_rms"],
                 sharp_rms=description["sharp_rms"],
             )
@@ -98,6 +109,7 @@ class Generator:
             "size": list(ladder.size),
             "channels": ladder.channels,
             "classes": list(self.classes),
+            "kinds": asdict(self.kinds),
             "smooth_rms": list(self.denoiser.smooth_rms),
             "sharp_rms": list(self.denoiser.sharp_rms),
             "config": self.config.to_json(),
@@ -114,6 +126,8 @@ class Generator:
         n: int = 16,
         label: Labels = None,
         *,
+        prompt: Prompts = None,
+        condition: Condition | None = None,
         batch_size: int = 64,
         progress: Callable[[int, int], None] | None = None,
         **how: Any,
@@ -123,6 +137,9 @@ class Generator:
         Args:
             n: how many.
             label: a class by name or number, or one for each image; None gives every class in turn.
+            prompt: a text, or one for each image, for a model that was trained with captions; None gives images of
+                anything.
+            condition: what the images are told, where it is neither: an embedding, an image to enlarge.
             batch_size: images at a time; the pictures do not depend on it.
             progress: told (images drawn, n) after each batch.
             how: ``steps``, ``sampler``, ``guidance``, ``weak``, ``seed`` as in ``trace``.
@@ -132,13 +149,11 @@ class Generator:
         """
         if n < 1 or batch_size < 1:
             raise InputError(f"n={n} and batch_size={batch_size}: both must be 1 or more")
-        labels = self.labels(n, label)
+        told = self.condition(n, label, prompt) if condition is None else condition
         pictures = []
         for first in range(0, n, batch_size):
             chosen = range(first, min(first + batch_size, n))
-            for rung in self.trace(
-                len(chosen), labels[list(chosen)].tolist() if self.classes else None, first=first, **how
-            ):
+            for rung in self.trace(len(chosen), condition=told[slice(first, chosen.stop)], first=first, **how):
                 last = rung.x_hat
             pictures.append(to_pixels(last).cpu())
             if progress is not None:
@@ -150,6 +165,8 @@ class Generator:
         n: int = 1,
         label: Labels = None,
         *,
+        prompt: Prompts = None,
+        condition: Condition | None = None,
         steps: int | Sequence[int] | None = None,
         sampler: str | None = None,
         guidance: float | Guidance | None = None,
@@ -162,7 +179,8 @@ class Generator:
         Args:
             steps: how many in all, shared over the stages by ``samplers.share_steps``, or a number for each stage.
             sampler: a name in ``samplers.SAMPLERS``.
-            guidance: g of ``u + g (c - u)``, or a Guidance with interval, rescale and threshold; 1 or None is off.
+            guidance: g of ``u + g (c - u)``, or a Guidance with interval, rescale and threshold; 1 is off. None is off
+                for labels, and ``TEXT_GUIDANCE`` for texts.
             weak: a weaker generator of the same kind, for autoguidance; it takes the place of u.
             seed: of the request; image i has its own stream of noise, so it is the same in any batch.
             first: number of the first image.
@@ -178,14 +196,17 @@ class Generator:
             raise InputError("sampler 'heun' looks between the rungs, where a model with sharing=rung has no network: "
                              "choose euler, ancestral or mean")  # fmt: skip
         shared = self._steps(steps)
-        if guidance is None or isinstance(guidance, int | float):
-            guidance = Guidance(1.0 if guidance is None else float(guidance))
+        told = self.condition(n, label, prompt, first) if condition is None else condition
+        if guidance is None:
+            pressed = told.tokens is not None and weak is None and self.config.drop > 0
+            guidance = TEXT_GUIDANCE if pressed else 1.0
+        if isinstance(guidance, int | float):
+            guidance = Guidance(float(guidance))
         if guidance.scale == 1 and (weak is not None or guidance.rescale or guidance.interval != Guidance().interval):
             raise InputError(
                 "a weak model, an interval and rescale act only with guidance other than 1: give guidance=2, say"
             )
-        labels = self.labels(first + n)[first:] if label is None else self.labels(n, label)
-        denoise = self._bound(labels)
+        denoise = self._bound(told)
         other = None
         if guidance.scale != 1:
             if weak is not None:
@@ -193,17 +214,18 @@ class Generator:
                     raise InputError(
                         f"the weak model is on {weak.device}, the model on {self.device}: load both on one"
                     )
-                if weak.ladder != self.ladder or weak.classes != self.classes:
+                if (weak.ladder, weak.classes, weak.kinds) != (self.ladder, self.classes, self.kinds):
                     raise InputError(
                         "the weak model must have the same images, ladder and labels as the model it guides"
                     )
-                other = weak._bound(labels)
-            elif self.classes and self.config.drop > 0:
-                other = self._bound(torch.full((n,), len(self.classes)))
+                other = weak._bound(told)
+            elif self.kinds.droppable and self.config.drop > 0:
+                other = self._bound(told.without())
             else:
-                lacks = "dropping some of them (drop=0)" if self.classes else "labels"
+                lacks = "dropping some of them (drop=0)" if self.kinds.droppable else "labels or texts"
                 raise InputError(
-                    f"guidance needs labels, and this model was trained without {lacks}: leave it out, or give a weak model"
+                    f"guidance needs labels or texts, and this model was trained without {lacks}: "
+                    "leave it out, or give a weak model"
                 )
         noise = Noise(seed, range(first, first + n), self.device)
         return _without_gradients(method(guided(denoise, other, guidance), self.ladder, noise, shared))
@@ -211,6 +233,38 @@ class Generator:
     def film(self, n: int = 1, label: Labels = None, image: Tensor | None = None, **how: Any) -> Image.Image:
         """Both directions of the chain as one picture; see ``film.film``."""
         return film(self, n, label, image, **how)
+
+    def condition(self, n: int, label: Labels = None, prompt: Prompts = None, first: int = 0) -> Condition:
+        """What n images are told, from ``first`` on: labels or prompts; InputError for one that the model does not know."""
+        if prompt is None:
+            if self.classes and label is None:
+                return Condition(label=self.labels(first + n)[first:])
+            return Condition(label=self.labels(n, label)) if label is not None else Condition()
+        if label is not None:
+            raise InputError("a label and a prompt were given: give one of them")
+        if not self.kinds.tokens:
+            other = "labels: give one of them with --label" if self.classes else "nothing but images: leave it out"
+            raise InputError(f"a prompt was given, but this model was trained with {other}")
+        texts = [prompt] * n if isinstance(prompt, str) else list(prompt)
+        if len(texts) != n:
+            raise InputError(f"{len(texts)} prompts were given for {n} images: give one, or one for each")
+        if not all(text.strip() for text in texts):
+            raise InputError("a prompt is empty: say what to draw, or leave the prompt out for images of anything")
+        distinct = list(dict.fromkeys(texts))
+        latents = self.encoder(distinct)
+        rows = torch.tensor([distinct.index(text) for text in texts])
+        return Condition(vector=latents.vector[rows], tokens=latents.tokens[rows], mask=latents.mask[rows])
+
+    @cached_property
+    def encoder(self) -> TextEncoder:
+        """The frozen language model that read this model's captions; loaded when it is first asked for."""
+        encoder = find_encoder(self.config.text)
+        if encoder.width != self.kinds.tokens:
+            raise InputError(
+                f"text={self.config.text!r} has states of width {encoder.width}, but this model was trained with "
+                f"{self.kinds.tokens}: install the language model that it was trained with"
+            )
+        return encoder
 
     def labels(self, n: int, label: Labels = None) -> Tensor:
         """The (n,) int64 label numbers of a request; InputError for an unknown one, with the nearest name."""
@@ -230,7 +284,8 @@ class Generator:
         if str(label).isdecimal() and int(label) < len(self.classes):
             return int(label)
         if not self.classes:
-            raise InputError(f"label {label!r} was asked for, but this model was trained without labels: leave it out")
+            instead = "give a --prompt" if self.kinds.tokens else "leave it out"
+            raise InputError(f"label {label!r} was asked for, but this model was trained without labels: {instead}")
         raise InputError(f"unknown label {label!r}: {nearest(str(label), self.classes)}")
 
     def _steps(self, steps: int | Sequence[int] | None) -> tuple[int, ...]:
@@ -242,13 +297,13 @@ class Generator:
             return share_steps(self.ladder, max(LEAST_STEPS, COARSE_STEPS * (self.ladder.stages - 1) + FINEST_STEPS))
         return share_steps(self.ladder, steps) if isinstance(steps, int) else tuple(steps)
 
-    def _bound(self, labels: Tensor) -> Denoise:
-        """The denoiser for these labels, as samplers call it."""
-        labels = labels.to(self.device)
+    def _bound(self, condition: Condition) -> Denoise:
+        """The denoiser for images that are told this, as samplers call it."""
+        c = condition.to(self.device)
 
         def denoise(z: Tensor, sigma: float, stage: int) -> Tensor:
             with self.autocast():
-                return self.denoiser(z, torch.full((len(z),), sigma, device=z.device), stage, labels)
+                return self.denoiser(z, torch.full((len(z),), sigma, device=z.device), stage, c)
 
         return denoise
 
@@ -285,10 +340,10 @@ class Generator:
             raise InputError("sigma must be over 0 and finite")
         if label is None and self.classes and not self.config.drop:
             raise InputError("this model was trained with drop=0, so it cannot do without a label: give one")
-        labels = torch.full((len(x),), len(self.classes)) if label is None else self.labels(len(x), label)
+        c = (Condition() if label is None else Condition(label=self.labels(len(x), label))).to(self.device)
         z = 2 * x.to(self.device, torch.float32) - 1
         with self.autocast():
-            x_hat = self.denoiser(z, level, self.ladder.stages - 1, labels.to(self.device), torch.ones_like(level))
+            x_hat = self.denoiser(z, level, self.ladder.stages - 1, c, torch.ones_like(level))
         return ((x_hat + 1) / 2).to(x.device)
 
 

@@ -83,6 +83,20 @@ def cifar10(split: str) -> ImageSet:
     return _from_hub(_CIFAR10_ON_HUB, split, "cifar10", hint)
 
 
+@SOURCES.add("emoji")
+def emoji(split: str) -> ImageSet:
+    """About 1,900 emoji of the font NotoColorEmoji.ttf: 64x64, colour on white, captioned with their names.
+
+    The font is found in the system's font folders, or named by $SFUMATO_EMOJI_FONT; names are those of the package
+    ``emoji`` where it is installed.
+    """
+    from sfumato.data.emoji_font import draw_emoji, emoji_font, emoji_versions
+
+    font = emoji_font()
+    identity = [file_identity(font), *emoji_versions()]
+    return cached_set(lambda: draw_emoji(font, split), ["emoji", str(font), split], identity)
+
+
 def read_idx(path: Path) -> np.ndarray:
     """The uint8 array of one gzipped IDX file (LeCun's format); InputError when it is damaged."""
     try:

@@ -23,7 +23,7 @@ import numpy as np
 from sfumato.errors import InputError
 from sfumato.files import atomic, atomic_write
 
-VERSION = 1  # raise when decoding changes, so that old entries are no longer found
+VERSION = 2  # raise when decoding changes, so that old entries are no longer found
 
 Append = Callable[[np.ndarray], None]  # takes (n, H, W, C) uint8
 Build = Callable[[Append], dict[str, Any]]  # hands over all images through Append, returns what else is to be kept
@@ -100,12 +100,14 @@ def _write(base: Path, build: Build) -> None:
             file.write(_header((count, *shape)))
         with open(temporary, "rb") as file:
             digest = _sampled_digest(file)
-    record = {"shape": [count, *shape], "digest": digest, "notes": notes}
+    record = {"shape": [count, *shape], "digest": digest, "notes": notes, "notes_digest": _hash(json.dumps(notes))}
     atomic_write(base.with_suffix(".json"), json.dumps(record))
 
 
 def _open(base: Path) -> tuple[np.ndarray, dict[str, Any]]:
     record = json.loads(base.with_suffix(".json").read_text("utf-8"))
+    if _hash(json.dumps(record["notes"])) != record["notes_digest"]:
+        raise ValueError("damaged")
     with open(base.with_suffix(".npy"), "rb") as file:
         if _sampled_digest(file) != record["digest"]:
             raise ValueError("damaged")

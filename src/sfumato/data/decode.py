@@ -39,12 +39,13 @@ Progress = Callable[[int, int], None]  # (images done, images in all)
 
 @dataclass(frozen=True)
 class Entry:
-    """One image to be: its name in messages, a path or a function that gives its bytes, its label and split."""
+    """One image to be: its name in messages, a path or a function that gives its bytes, its label, split and captions."""
 
     name: str
     source: Path | Callable[[], bytes]
     label: int | None = None
     split: str | None = None  # "train" | "test" | None: by the hash of its name
+    captions: tuple[str, ...] | None = None  # all entries of a source have some, or none has
 
 
 @dataclass(frozen=True)
@@ -55,6 +56,8 @@ class Decoded:
     notes: dict[str, Any]
     labels: np.ndarray  # (N,) int64, -1 where an image has none
     classes: tuple[str, ...]
+    captions: tuple[tuple[str, ...], ...] | None = None  # N of them
+    uncaptioned: list[tuple[str, str]] = field(default_factory=list)  # (name, why): left out before decoding
     remarks: list[str] = field(default_factory=list)
 
     def rows(self, split: str) -> slice:
@@ -68,11 +71,16 @@ class Decoded:
         unreadable = self.notes["unreadable"]
         if unreadable:
             warnings.warn(f"{where}: {skipped(unreadable, len(unreadable) + len(self.images))}", stacklevel=4)
+        if self.uncaptioned:
+            total = len(self.uncaptioned) + len(unreadable) + len(self.images)
+            warnings.warn(f"{where}: {skipped(self.uncaptioned, total)}", stacklevel=4)
         for remark in self.remarks:
             warnings.warn(f"{where}: {remark}", stacklevel=4)
         images, labels = self.images[self.rows(split)], self.labels[self.rows(split)]
         if not len(images):
             raise InputError(f"data {where!r} has no readable image in its {split} part: add some, or remove that part")
+        if self.captions is not None:
+            return ImageSet(images, None, (), name, split, self.captions[self.rows(split)])
         if not self.classes or (labels < 0).any():
             return ImageSet(images, None, (), name, split)
         return ImageSet(images, labels, self.classes, name, split)
@@ -115,7 +123,9 @@ def decode_cached(
     if notes["grey"]:
         images = images[..., :1]
     labels = np.array([-1 if label is None else label for label in notes["labels"]], np.int64)
-    return Decoded(images, notes, labels, tuple(classes))
+    captions = {entry.name: entry.captions for entry in entries if entry.captions is not None}
+    texts = tuple(captions[name] for name in notes["names"]) if captions else None
+    return Decoded(images, notes, labels, tuple(classes), texts)
 
 
 def skipped(unreadable: Sequence[Sequence[str]], total: int) -> str:
@@ -131,8 +141,8 @@ def decode_all(
     """Decode ``entries`` to ``append``, training images first; what is unreadable is left out and listed.
 
     Returns notes: size (H, W) used, the one suggested, train (how many images are for training), shared (one split serves
-    as both), grey (all images are grey: the first channel says all), labels, sizes [(width, height)], modes, unreadable
-    [(name, reason)], duplicates. Each split is in an order drawn by name: any prefix is mixed over the classes.
+    as both), grey (all images are grey: the first channel says all), names, labels, sizes [(width, height)], modes,
+    unreadable [(name, reason)], duplicates. Each split is in an order drawn by name: any prefix is mixed over the classes.
     """
     unreadable: list[tuple[str, str]] = []
     headers: list[tuple[Entry, tuple[int, int], str]] = []
@@ -149,6 +159,7 @@ def decode_all(
         work = _or_reason(lambda entry: _decode(entry, target, fit))
         headers.sort(key=lambda header: _order(header[0]))
         channels = 1 if all(mode in _GREY_MODES for _, _, mode in headers) else 3
+        names: list[str] = []
         labels: list[int | None] = []
         sizes: list[tuple[int, int]] = []
         modes: Counter[str] = Counter()
@@ -162,6 +173,7 @@ def decode_all(
                     unreadable.append((entry.name, got))
                     continue
                 arrays.append(_with_channels(got.array, channels))
+                names.append(entry.name)
                 labels.append(entry.label)
                 sizes.append(original)
                 modes[mode] += 1
@@ -180,6 +192,7 @@ def decode_all(
         "train": train,
         "shared": shared,
         "grey": grey,
+        "names": names,
         "labels": labels,
         "sizes": sizes,
         "modes": dict(modes),
@@ -188,9 +201,12 @@ def decode_all(
     }
 
 
-def hash_split(name: str) -> str:
-    """ "test" for about one name in ten, "train" for the rest; a name's split never changes, whatever else is added."""
-    return "test" if _draw("split", name) % 10 == 0 else "train"
+def hash_split(name: str, captioned: bool = False) -> str:
+    """ "test" for about one name in ten (captioned: in twenty), "train" for the rest.
+
+    A name's split never changes, whatever else is added.
+    """
+    return "test" if draw("split", name) % (20 if captioned else 10) == 0 else "train"
 
 
 def open_image(source: Path | bytes, most: Size | None = None) -> Image.Image:
@@ -329,13 +345,14 @@ def _quiet() -> Iterator[None]:
 
 
 def _split(entry: Entry) -> str:
-    return entry.split or hash_split(entry.name)
+    return entry.split or hash_split(entry.name, captioned=entry.captions is not None)
 
 
 def _order(entry: Entry) -> tuple[bool, int, str]:
-    return _split(entry) == "test", _draw("order", entry.name), entry.name
+    return _split(entry) == "test", draw("order", entry.name), entry.name
 
 
-def _draw(purpose: str, name: str) -> int:
+def draw(purpose: str, name: str) -> int:
+    """A number that looks random, from 0 to 2^64 - 1, and is the same for this purpose and name on any machine."""
     data = f"{purpose}:{name}".encode("utf-8", "surrogateescape")
     return int.from_bytes(hashlib.sha256(data).digest()[:8], "big")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -18,10 +19,12 @@ _CHUNK = 1024  # images read at once where a whole set is gone through: a memory
 
 @dataclass(frozen=True, eq=False)
 class ImageSet:
-    """Images of one size with optional labels, usually backed by a memory map.
+    """Images of one size with optional labels or captions, usually backed by a memory map.
 
     ``images``: (N, H, W, C) uint8, C in {1, 3, 4}. ``labels``: (N,) int64 indices into ``classes``, or None.
     ``classes``: label names, () when unlabelled. ``name``: e.g. "fashion-mnist". ``split``: "train" or "test".
+    ``captions``: for each image its texts, or None. The first is the caption itself, what a person would type; training
+    draws from all of them, and one that is there several times is drawn as often.
     Raises InputError when these do not agree.
     """
 
@@ -30,11 +33,14 @@ class ImageSet:
     classes: tuple[str, ...]
     name: str
     split: str
+    captions: tuple[tuple[str, ...], ...] | None = None
 
     def __post_init__(self) -> None:
         shape, kind = self.images.shape, self.images.dtype
         if len(shape) != 4 or shape[-1] not in (1, 3, 4) or 0 in shape or kind != np.uint8:
             raise InputError(f"data {self.name!r}: images must be (N, H, W, 1|3|4) uint8, not {shape} {kind}")
+        if self.captions is not None:
+            self._check_captions(self.captions)
         if self.labels is None:
             return
         if self.labels.shape != (len(self.images),) or self.labels.dtype != np.int64:
@@ -47,6 +53,19 @@ class ImageSet:
                 f"data {self.name!r}: labels run from {self.labels.min()} to {self.labels.max()}, "
                 f"but there are {len(self.classes)} class names"
             )
+
+    def _check_captions(self, captions: tuple[tuple[str, ...], ...]) -> None:
+        if len(captions) != len(self.images):
+            raise InputError(
+                f"data {self.name!r}: {len(captions)} captions for {len(self.images)} images; give one each"
+            )
+        for i, texts in enumerate(captions):
+            sound = isinstance(texts, tuple) and texts and all(isinstance(t, str) and t.strip() for t in texts)
+            if not sound:
+                raise InputError(
+                    f"data {self.name!r}: the captions of image {i} must be a tuple of one non-empty text or more, "
+                    f"not {texts!r:.80}"
+                )
 
     def __len__(self) -> int:
         return len(self.images)
@@ -72,7 +91,7 @@ class ImageSet:
         return torch.from_numpy(batch).permute(0, 3, 1, 2).float().contiguous().div_(255)  # (B, C, H, W)
 
     def fingerprint(self) -> str:
-        """16 hex digits of the SHA-256 of shape, images and labels: the same data, the same digits, on any machine."""
+        """16 hex digits of the SHA-256 of shape, images, labels and captions: the same data, the same digits anywhere."""
         return self._digest
 
     @cached_property
@@ -82,4 +101,6 @@ class ImageSet:
             digest.update(np.ascontiguousarray(self.images[start : start + _CHUNK]).data)
         if self.labels is not None:
             digest.update(self.labels.astype("<i8").tobytes())
+        if self.captions is not None:
+            digest.update(json.dumps(self.captions).encode())
         return digest.hexdigest()[:16]

@@ -97,11 +97,13 @@ def cached_set(data: Callable[[], ImageSet], slot: list[Any], identity: Any) -> 
         for start in range(0, len(made), _CHUNK):
             append(made.images[start : start + _CHUNK])
         labels = None if made.labels is None else made.labels.tolist()
-        return {"labels": labels, "classes": made.classes, "name": made.name, "split": made.split}
+        notes = {"labels": labels, "classes": made.classes, "name": made.name, "split": made.split}
+        return notes | {"captions": made.captions}
 
     images, notes = cached(slot, identity, build)
     labels = None if notes["labels"] is None else np.array(notes["labels"], np.int64)
-    return ImageSet(images, labels, tuple(notes["classes"]), notes["name"], notes["split"])
+    captions = None if notes["captions"] is None else tuple(tuple(texts) for texts in notes["captions"])
+    return ImageSet(images, labels, tuple(notes["classes"]), notes["name"], notes["split"], captions)
 
 
 def file_identity(*paths: Path) -> list[list[Any]]:

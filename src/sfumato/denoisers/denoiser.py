@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from sfumato.conditions import Condition, Kinds
 from sfumato.denoisers.networks import NETWORKS
 from sfumato.errors import InputError, nearest
 from sfumato.ladder import Ladder, Level, coarse
@@ -24,7 +25,7 @@ class Denoiser(nn.Module):
 
     Args:
         ladder: the chain.
-        classes: number of labels; 0 when there are none.
+        kinds: the parts of c.
         network: a name in NETWORKS, with its ``options``.
         sharing: ``shared``, one network for all; ``stage``, one for each; ``rung``, one for each rung of ``rungs``.
         rungs: the number of rungs in each stage, for a chain that is only ever walked on these.
@@ -34,7 +35,7 @@ class Denoiser(nn.Module):
     def __init__(
         self,
         ladder: Ladder,
-        classes: int,
+        kinds: Kinds,
         network: str = "unet",
         options: Mapping[str, Any] | None = None,
         sharing: str = "shared",
@@ -45,7 +46,7 @@ class Denoiser(nn.Module):
         super().__init__()
         if sharing not in SHARING:
             raise InputError(f"unknown sharing {sharing!r}: {nearest(sharing, SHARING)}")
-        self.ladder, self.classes, self.sharing = ladder, classes, sharing
+        self.ladder, self.kinds, self.sharing = ladder, kinds, sharing
         self.rungs = ladder.levels(rungs) if rungs else []
         if sharing == "rung" and not self.rungs:
             raise InputError("sharing=rung needs rungs=, the number of rungs in each stage, such as rungs=4,4")
@@ -58,33 +59,35 @@ class Denoiser(nn.Module):
             copies = [1] * ladder.stages if sharing == "stage" else [len(levels) - 1 for levels in self.rungs]
             served = [range(stage, stage + 1) for stage, count in enumerate(copies) for _ in range(count)]
         try:
-            self.networks = nn.ModuleList(build(ladder, classes, one, **dict(options or {})) for one in served)
+            self.networks = nn.ModuleList(build(ladder, kinds, one, **dict(options or {})) for one in served)
         except InputError:
             raise
         except (TypeError, ValueError, ArithmeticError, RuntimeError) as error:
             raise InputError(f"network {network!r} cannot be built: {error}") from None
 
     def forward(
-        self, z: Tensor, sigma: Tensor, stage: int, label: Tensor | None = None, detail: Tensor | None = None
+        self, z: Tensor, sigma: Tensor, stage: int, c: Condition | None = None, detail: Tensor | None = None
     ) -> Tensor:
         """The clean image of the stage.
 
         Args:
             z: (B, C, h, w), float32, in [-1, 1] space.
             sigma: (B,), noise level.
-            label: (B,) int64, ``classes`` for "dropped"; None drops all.
+            c: what the images are told to be; None for nothing.
             detail: (B,), r of each image; left out, the sampling path's ``r_k(s)``.
         """
-        if label is None:
-            label = torch.full((len(z),), self.classes, device=z.device)
+        c = c or Condition()
         if detail is None:
             detail = self.ladder.detail(stage, sigma)
         share = 0.25 if stage else 1.0  # of all dimensions that P holds
         rms = (
             share * self.smooth_rms[stage] ** 2 + (1 - share) * (self.sharp_rms[stage] * detail) ** 2 + sigma**2
         ).sqrt()
+        seen = z / rms[:, None, None, None]  # of unit size
+        if self.kinds.image:
+            seen = torch.cat([seen, self._image(c, stage)], dim=1)
         output = self._network(stage, sigma)(
-            (z / rms[:, None, None, None]).contiguous(memory_format=torch.channels_last), sigma, detail, stage, label
+            seen.contiguous(memory_format=torch.channels_last), sigma, detail, stage, c
         ).float()
         skip_p, out_p = _precondition(self.smooth_rms[stage], torch.ones_like(sigma), sigma)
         if stage == 0:
@@ -92,6 +95,12 @@ class Denoiser(nn.Module):
         skip_q, out_q = _precondition(self.sharp_rms[stage], detail, sigma)
         smooth, smooth_output = coarse(z), coarse(output)
         return skip_q * z + out_q * output + (skip_p - skip_q) * smooth + (out_p - out_q) * smooth_output
+
+    def _image(self, c: Condition, stage: int) -> Tensor:
+        """The image to be enlarged, at the stage's resolution and of about unit size."""
+        if c.image is None or c.level is None:
+            raise InputError("this model enlarges an image: give it one")
+        return self.ladder.shrink(c.image, stage) / (1 + c.level**2).sqrt()[:, None, None, None]
 
     def _network(self, stage: int, sigma: Tensor) -> nn.Module:
         if self.sharing == "shared":

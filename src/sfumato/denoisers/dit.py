@@ -8,7 +8,16 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from sfumato.denoisers.layers import LevelEmbedding, Modulation, attend, depth_to_space, space_to_depth, zero
+from sfumato.conditions import Condition, Kinds
+from sfumato.denoisers.layers import (
+    CrossAttention,
+    LevelEmbedding,
+    Modulation,
+    attend,
+    depth_to_space,
+    space_to_depth,
+    zero,
+)
 from sfumato.denoisers.networks import NETWORKS
 from sfumato.errors import InputError
 from sfumato.ladder import Ladder
@@ -69,7 +78,8 @@ class PixelTransformer(nn.Module):
 
     Args:
         ladder: sizes and channels.
-        classes: number of labels.
+        kinds: the parts of c. A text's tokens are attended to after each block; an image to be enlarged comes in beside z,
+            as further channels.
         serves: the stages that this network is for.
         channels: of a token; a multiple of 64.
         depth: number of blocks.
@@ -77,7 +87,7 @@ class PixelTransformer(nn.Module):
     """
 
     def __init__(
-        self, ladder: Ladder, classes: int, serves: Sequence[int], channels: int = 192, depth: int = 6, patch: int = 2
+        self, ladder: Ladder, kinds: Kinds, serves: Sequence[int], channels: int = 192, depth: int = 6, patch: int = 2
     ) -> None:
         super().__init__()
         if channels % 64 or channels < 64:
@@ -87,27 +97,31 @@ class PixelTransformer(nn.Module):
         self.patch = {stage: _fitting(ladder.shape(stage)[1:], patch) for stage in serves}
         self.share = {stage: 2.0 ** (ladder.stages - 1 - stage) * self.patch[stage] / patch for stage in serves}
         self.channels = channels
-        self.embed = LevelEmbedding(channels, ladder.stages, classes)
+        self.embed = LevelEmbedding(channels, ladder.stages, kinds)
         self.modulation = zero(Modulation(channels, 6 * channels * depth + 2 * channels))
         self.blocks = nn.ModuleList(TransformerBlock(channels, channels // 64) for _ in range(depth))
+        readers = depth if kinds.tokens else 0
+        self.text = nn.ModuleList(CrossAttention(channels, kinds.tokens) for _ in range(readers))
         self.read, self.write = nn.ModuleDict(), nn.ModuleDict()
         for stage, side in self.patch.items():
-            self.read[str(stage)] = nn.Linear(ladder.channels * side**2, channels)
+            self.read[str(stage)] = nn.Linear((ladder.channels + kinds.image) * side**2, channels)
             self.write[str(stage)] = zero(nn.Linear(channels, ladder.channels * side**2))
 
-    def forward(self, z: Tensor, sigma: Tensor, detail: Tensor, stage: int, label: Tensor) -> Tensor:
-        """z (B, C, h, w) of unit size, sigma and detail (B,), label (B,) int64 -> (B, C, h, w)."""
+    def forward(self, z: Tensor, sigma: Tensor, detail: Tensor, stage: int, c: Condition) -> Tensor:
+        """z (B, C + kinds.image, h, w) of unit size, sigma and detail (B,) -> (B, C, h, w)."""
         patches = space_to_depth(z, self.patch[stage])  # (B, C p p, h/p, w/p)
         _, _, height, width = patches.shape
-        modulation = self.modulation(self.embed(sigma, detail, stage, label))
+        modulation = self.modulation(self.embed(sigma, detail, stage, c))
         per_block, last = modulation.tensor_split([-2 * self.channels], dim=1)
         turn = angles(height, width, self.share[stage], 32).to(z.device)
         x = self.read[str(stage)](patches.flatten(2).transpose(1, 2))  # (B, N, C)
-        for block, own in zip(self.blocks, per_block.chunk(len(self.blocks), dim=1), strict=True):
-            x = block(x, turn, own)
+        for i, own in enumerate(per_block.chunk(len(self.blocks), dim=1)):
+            x = self.blocks[i](x, turn, own)
+            if self.text:
+                x = x + self.text[i].read(F.layer_norm(x, (self.channels,)), c)  # type: ignore[operator]
         shift, scale = last[:, None].chunk(2, dim=2)
         x = self.write[str(stage)](torch.addcmul(shift, F.layer_norm(x, (self.channels,)), 1 + scale))
-        return depth_to_space(x.transpose(1, 2).reshape(patches.shape), self.patch[stage])
+        return depth_to_space(x.transpose(1, 2).unflatten(2, (height, width)), self.patch[stage])
 
 
 def _fitting(size: tuple[int, int], patch: int) -> int:

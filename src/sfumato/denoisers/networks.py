@@ -1,7 +1,7 @@
 """The registry of networks.
 
-A network is one ``nn.Module`` class: ``__init__(ladder, classes, serves, **options)``, where ``serves`` are the stages it is for, and
-``forward(z, sigma, detail, stage, label)``, see ``unet.NestedUNet``.
+A network is one ``nn.Module`` class: ``__init__(ladder, kinds, serves, **options)``, where ``kinds`` are the parts of c and ``serves``
+the stages it is for, and ``forward(z, sigma, detail, stage, c)``, see ``unet.NestedUNet``.
 """
 
 from __future__ import annotations

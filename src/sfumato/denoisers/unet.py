@@ -10,8 +10,10 @@ from typing import NamedTuple
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from sfumato.conditions import Condition, Kinds
 from sfumato.denoisers.layers import (
     Attention,
+    CrossAttention,
     LevelEmbedding,
     Modulation,
     depth_to_space,
@@ -80,7 +82,8 @@ class NestedUNet(nn.Module):
 
     Args:
         ladder: sizes and channels.
-        classes: number of labels.
+        kinds: the parts of c. A text's tokens are attended to where the feature map attends to itself; an image to be
+            enlarged comes in beside z, as further channels.
         serves: the stages that this network is for; only what they run is built.
         channels: of each level, outermost first.
         blocks: residual blocks on the way in, and as many on the way out, at each level.
@@ -93,7 +96,7 @@ class NestedUNet(nn.Module):
     def __init__(
         self,
         ladder: Ladder,
-        classes: int,
+        kinds: Kinds,
         serves: Sequence[int],
         channels: Sequence[int] = (64, 128),
         blocks: Sequence[int] = (2, 2),
@@ -110,49 +113,54 @@ class NestedUNet(nn.Module):
             raise InputError(f"channels={tuple(channels)}, blocks={tuple(blocks)} and width={width} must be 1 or more")
         self.places = _places(ladder, patch, len(channels))
         levels = range(min(self.places[stage].level for stage in serves), len(channels))
-        self.embed = LevelEmbedding(width, ladder.stages, classes)
+        self.embed = LevelEmbedding(width, ladder.stages, kinds)
         self.widths = {level: [channels[level]] * (2 * blocks[level]) for level in levels}
         self.shifts = Modulation(width, sum(map(sum, self.widths.values())))
         nn.init.normal_(self.shifts.weight, std=0.5 * width**-0.5)
         self.inward, self.outward, self.attention = nn.ModuleDict(), nn.ModuleDict(), nn.ModuleDict()
-        self.sink, self.rise = nn.ModuleDict(), nn.ModuleDict()
+        self.sink, self.rise, self.text = nn.ModuleDict(), nn.ModuleDict(), nn.ModuleDict()
         for level in levels:
             here = channels[level]
             self.inward[str(level)] = nn.ModuleList(Block(here) for _ in range(blocks[level]))
             self.outward[str(level)] = nn.ModuleList(Block(here) for _ in range(blocks[level]))
             if level >= len(channels) - attention:
                 self.attention[str(level)] = Attention(here)
+                if kinds.tokens:
+                    self.text[str(level)] = CrossAttention(here, kinds.tokens)
             if level + 1 < len(channels):
                 self.sink[str(level)] = Sink(here, channels[level + 1])
                 self.rise[str(level)] = Rise(channels[level + 1], here)
         self.read, self.norm, self.write = nn.ModuleDict(), nn.ModuleDict(), nn.ModuleDict()
         for stage in serves:
-            values, here = ladder.channels * self.places[stage].patch ** 2, channels[self.places[stage].level]
-            self.read[str(stage)] = nn.Conv2d(values, here, 3, padding=1)
+            pixels, here = self.places[stage].patch ** 2, channels[self.places[stage].level]
+            values = ladder.channels * pixels
+            self.read[str(stage)] = nn.Conv2d(values + kinds.image * pixels, here, 3, padding=1)
             self.norm[str(stage)] = group_norm(here)
             self.write[str(stage)] = zero(nn.Conv2d(here, values, 3, padding=1))
 
-    def forward(self, z: Tensor, sigma: Tensor, detail: Tensor, stage: int, label: Tensor) -> Tensor:
-        """z (B, C, h, w) of unit size, sigma and detail (B,), label (B,) int64 -> (B, C, h, w)."""
+    def forward(self, z: Tensor, sigma: Tensor, detail: Tensor, stage: int, c: Condition) -> Tensor:
+        """z (B, C + kinds.image, h, w) of unit size, sigma and detail (B,) -> (B, C, h, w)."""
         patch, level = self.places[stage]
         pieces = iter(
-            self.shifts(self.embed(sigma, detail, stage, label)).split(
+            self.shifts(self.embed(sigma, detail, stage, c)).split(
                 functools.reduce(operator.iadd, self.widths.values(), []), dim=1
             )
         )
         shifts = {i: [next(pieces) for _ in widths] for i, widths in self.widths.items()}  # of every block, (B, C_i)
-        x = self._level(self.read[str(stage)](space_to_depth(z, patch)), level, shifts)
+        x = self._level(self.read[str(stage)](space_to_depth(z, patch)), level, shifts, c)
         return depth_to_space(self.write[str(stage)](F.silu(self.norm[str(stage)](x))), patch)
 
-    def _level(self, x: Tensor, level: int, shifts: dict[int, list[Tensor]]) -> Tensor:
+    def _level(self, x: Tensor, level: int, shifts: dict[int, list[Tensor]], c: Condition) -> Tensor:
         """A level and, within it, all inner ones: (B, C_level, h, w) -> the same."""
         name, inward = str(level), len(shifts[level]) // 2
         for block, shift in zip(self.inward[name].children(), shifts[level][:inward], strict=True):
             x = block(x, shift)
         if name in self.attention:
             x = self.attention[name](x)
+        if name in self.text:
+            x = self.text[name](x, c)
         if name in self.sink:
-            x = x + self.rise[name](self._level(self.sink[name](x), level + 1, shifts))
+            x = x + self.rise[name](self._level(self.sink[name](x), level + 1, shifts, c))
         for block, shift in zip(self.outward[name].children(), shifts[level][inward:], strict=True):
             x = block(x, shift)
         return x

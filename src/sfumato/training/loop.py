@@ -7,15 +7,18 @@ import json
 import math
 import os
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 
 from sfumato import weights
+from sfumato.conditions import Kinds
+from sfumato.conditions.sources import Source
 from sfumato.config import Config, preset
 from sfumato.data import ImageSet, load
 from sfumato.devices import find_device
@@ -86,6 +89,7 @@ def training_steps(
     fit: str = "crop",
     device: str = "auto",
     seed: int = 0,
+    source: Callable[[ImageSet], Source] | None = None,
 ) -> Iterator[Progress]:
     """Train step by step.
 
@@ -103,6 +107,7 @@ def training_steps(
         size, fit: how images are brought to one size; see ``data.load``.
         device: auto, cpu or cuda.
         seed: of the weights and of everything random in training.
+        source: what the images are told with, see ``conditions.sources``; None takes captions or else labels.
 
     Yields:
         Progress after each step.
@@ -117,8 +122,8 @@ def training_steps(
     _check_writable(out)
     dataset = load(data, size=size, fit=fit)
     config = _config(dataset, preset, settings)
-    run = Run(config, dataset, chosen_device, seed)
-    identity = _identity(config, dataset, seed)
+    run = Run(config, dataset, chosen_device, seed, source and source(dataset))
+    identity = _identity(config, dataset, seed) | run.source.identity()
     restore(run, out, identity)
     _trim_log(out, run.step)
     return _steps(run, budget, out, identity)
@@ -230,11 +235,16 @@ def _save(run: Run, out: Path, identity: dict[str, Any]) -> None:
 
 
 def _grid(run: Run, out: Path) -> None:
-    """A picture of what the average draws now: two of each of the first eight classes."""
-    classes = len(run.data.classes)
-    labels = [i % min(classes, 8) for i in range(16)] if classes else None
+    """A picture of what the average draws now: two of each of the first eight classes, or of what eight images are told."""
+    asked: dict[str, Any] = {}
+    if classes := len(run.data.classes):
+        asked["label"] = [i % min(classes, 8) for i in range(16)]
+    elif run.source.kinds != Kinds():
+        index = np.arange(16) % min(len(run.data), 8)
+        x = (2 * run.data.pixels(index) - 1).to(run.device)
+        asked["condition"] = run.source.batch(index, x, torch.Generator().manual_seed(0))
     with torch.random.fork_rng(devices=[]):
-        pixels = run.generator().sample(16, labels, seed=0)
+        pixels = run.generator().sample(16, seed=0, **asked)
     (out / "samples").mkdir(parents=True, exist_ok=True)
     save(grid(pixels, columns=8), out / "samples" / f"{run.step:07d}.png")
 

@@ -7,6 +7,7 @@ import math
 import torch
 from torch import Tensor
 
+from sfumato.conditions import Condition
 from sfumato.config import Config
 from sfumato.denoisers import Denoiser
 from sfumato.ladder import Ladder, coarse, flow_time, from_flow_time
@@ -45,17 +46,17 @@ def draw_levels(config: Config, ladder: Ladder, stage: int, count: int, generato
 
 
 def stage_loss(
-    denoiser: Denoiser, config: Config, x: Tensor, label: Tensor, stage: int, generator: torch.Generator
+    denoiser: Denoiser, config: Config, x: Tensor, c: Condition, stage: int, generator: torch.Generator
 ) -> Tensor:
     """The mean weighted squared error of one stage, a scalar.
 
     Args:
         x: (B, C, H, W), clean, finest resolution, [-1, 1].
-        label: (B,) int64, some of them dropped already.
+        c: of each image, some of it dropped already.
         generator: on the CPU; everything random comes from it.
     """
     if config.rungs:
-        return _rung_loss(denoiser, config, x, label, stage, generator)
+        return _rung_loss(denoiser, config, x, c, stage, generator)
     ladder, count = denoiser.ladder, len(x)
     clean = ladder.shrink(x, stage)
     sigma = draw_levels(config, ladder, stage, count, generator)
@@ -73,7 +74,7 @@ def stage_loss(
     noise = torch.randn(clean.shape, generator=generator)
     sigma, detail, on_p, on_q, noise = (t.to(x.device) for t in (sigma, detail, on_p, on_q, noise))
     z = ladder.blend(clean, stage, detail) + sigma[:, None, None, None] * noise
-    error = denoiser(z, sigma, stage, label, detail) - clean
+    error = denoiser(z, sigma, stage, c, detail) - clean
     return _weighted(error, stage, on_p, on_q)
 
 
@@ -87,7 +88,7 @@ def _weighted(error: Tensor, stage: int, on_p: Tensor, on_q: Tensor) -> Tensor:
 
 
 def _rung_loss(
-    denoiser: Denoiser, config: Config, x: Tensor, label: Tensor, stage: int, generator: torch.Generator
+    denoiser: Denoiser, config: Config, x: Tensor, c: Condition, stage: int, generator: torch.Generator
 ) -> Tensor:
     """The loss on a chain of fixed rungs, one of them drawn for the whole batch: a network a rung sees only its own.
 
@@ -103,7 +104,7 @@ def _rung_loss(
     noise = torch.randn(clean.shape, generator=generator).to(x.device)
     z_next = ladder.marginal(x, stage, next_up.sigma, noise)
     z = ladder.down(z_next, next_up, noisy, generator)
-    x_hat = denoiser(z, sigma.to(x.device), stage, label)
+    x_hat = denoiser(z, sigma.to(x.device), stage, c)
     on_p, on_q = on_p.to(x.device), on_q.to(x.device)
     if config.target == "x":
         return _weighted(x_hat - clean, stage, on_p, on_q)
@@ -111,11 +112,6 @@ def _rung_loss(
     # One w_t a rung, such that the smooth part of x^ counts as much as with target x.
     scale = (1 - (next_up.sigma / noisy.sigma) ** 2) ** -2
     return scale * _weighted(decoded - z_next, stage, on_p, on_p)
-
-
-def drop_labels(label: Tensor, classes: int, share: float, generator: torch.Generator) -> Tensor:
-    """(B,) labels with about ``share`` of them replaced by ``classes``, which stands for "no condition"."""
-    return torch.where(torch.rand(len(label), generator=generator) < share, classes, label)
 
 
 def gamma_of_width(width: float) -> float:

@@ -8,12 +8,14 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from sfumato.conditions import Condition
+from sfumato.conditions.sources import Source, source_of
 from sfumato.config import Config
 from sfumato.data import ImageSet
 from sfumato.devices import autocast_type
 from sfumato.generator import Generator
 from sfumato.samplers import mix_seed
-from sfumato.training.objective import drop_labels, gamma_of_width, measure, stage_loss
+from sfumato.training.objective import gamma_of_width, measure, stage_loss
 from sfumato.training.optimizer import optimizers
 
 MEASURED = 4096  # images from which the data's root mean squares are taken
@@ -36,17 +38,19 @@ class Run:
     the very same steps.
     """
 
-    def __init__(self, config: Config, data: ImageSet, device: torch.device, seed: int) -> None:
+    def __init__(
+        self, config: Config, data: ImageSet, device: torch.device, seed: int, source: Source | None = None
+    ) -> None:
         self.config, self.data, self.device, self.seed = config, data, device, seed
+        self.source = source or source_of(data, config.text)
         ladder = config.ladder(data.size, data.channels)
         some = torch.randperm(len(data), generator=torch.Generator().manual_seed(0))[:MEASURED].sort().values
         smooth, sharp = measure(2 * data.pixels(some.numpy()) - 1, ladder)
-        classes = len(data.classes)
         build: dict[str, Any] = {"smooth_rms": smooth, "sharp_rms": sharp}
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(mix_seed(seed, 0))
-            self.denoiser = config.denoiser(ladder, classes, **build).to(device, memory_format=torch.channels_last)  # type: ignore[call-overload]
-            self.average = config.denoiser(ladder, classes, **build).to(device, memory_format=torch.channels_last)  # type: ignore[call-overload]
+            self.denoiser = config.denoiser(ladder, self.source.kinds, **build).to(device, memory_format=torch.channels_last)  # type: ignore[call-overload]
+            self.average = config.denoiser(ladder, self.source.kinds, **build).to(device, memory_format=torch.channels_last)  # type: ignore[call-overload]
         self.average.load_state_dict(self.denoiser.state_dict())
         self.average.requires_grad_(False)
         self.parameters = dict(self.denoiser.named_parameters())
@@ -83,9 +87,9 @@ class Run:
         generator = torch.Generator().manual_seed(mix_seed(self.seed, self.step + 1))
         losses = []
         for stage, count in enumerate(self.counts):
-            x, label = self._batch(count, generator)
+            x, c = self._batch(count, generator)
             with torch.autocast(self.device.type, self.kind or torch.bfloat16, enabled=self.kind is not None):
-                loss = stage_loss(self.denoiser, self.config, x, label, stage, generator)
+                loss = stage_loss(self.denoiser, self.config, x, c, stage, generator)
             loss.backward()
             losses.append(loss.detach())
         norm = torch.nn.utils.clip_grad_norm_(self.denoiser.parameters(), self.config.clip)
@@ -106,18 +110,17 @@ class Run:
         self.images += sum(self.counts)
         return Outcome(tuple(float(loss) for loss in losses), finite)
 
-    def _batch(self, count: int, generator: torch.Generator) -> tuple[Tensor, Tensor]:
-        """``count`` random images (B, C, H, W) in [-1, 1], and their labels (B,), some dropped."""
+    def _batch(self, count: int, generator: torch.Generator) -> tuple[Tensor, Condition]:
+        """``count`` random images (B, C, H, W) in [-1, 1], and what they are told, some of it dropped."""
         index = torch.randint(len(self.data), (count,), generator=generator).numpy()
         x = (2 * self.data.pixels(index) - 1).to(self.device, non_blocking=True)
         if self.config.flip:
             mirrored = torch.rand(count, generator=generator) < 0.5
             x[mirrored] = x[mirrored].flip(-1)
-        classes = len(self.data.classes)
-        if self.data.labels is None:
-            return x, torch.zeros(count, dtype=torch.int64, device=self.device)
-        label = torch.from_numpy(self.data.labels[index].astype("int64"))
-        return x, drop_labels(label, classes, self.config.drop, generator).to(self.device)
+        c = self.source.batch(index, x, generator)
+        if self.source.kinds.droppable:
+            c = c.drop(self.config.drop, count, generator).to(self.device)
+        return x, c
 
     def _average(self) -> None:
         """Power-function average: weight ``(1 - 1/t)^(gamma + 1)`` on what was before (EDM2, equation 13)."""

@@ -1,0 +1,5 @@
+"""What a model can be told: labels, texts, vectors, low-resolution images."""
+
+from sfumato.conditions.condition import Condition, Kinds
+
+__all__ = ["Condition", "Kinds"]
