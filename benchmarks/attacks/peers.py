@@ -145,16 +145,18 @@ def auto_attack(member: str) -> Peer:
 
     def run(module: nn.Module, x: Tensor, y: Tensor, norm: str, eps: float, steps: int, seed: int) -> Tensor:
         whole = _package("pyautoattack").AutoAttack(module, norm=norm, eps=eps, device="cpu", seed=seed)
-        for part in (whole.apgd, whole.apgd_targeted, whole.fab):
-            part.n_iter = steps
-        whole.apgd.n_restarts, whole.square.n_queries = 1, steps
+        own = {"n_iter": steps, "n_restarts": 1, "norm": norm, "eps": eps, "seed": seed, "device": "cpu",
+               "logger": whole.logger, "use_largereps": norm == "L1"}  # fmt: skip
+        whole.apgd = type(whole.apgd)(module, **own)  # some of its settings follow from n_iter when it is made
+        whole.apgd_targeted = type(whole.apgd_targeted)(module, n_target_classes=5 if norm == "L1" else 9, **own)
+        whole.fab.n_iter, whole.square.n_queries = steps, steps
         whole.attacks_to_run = [member]
         return whole.run_standard_evaluation(x, y, batch_size=len(x))[0]
 
     return run
 
 
-def art(name: str, estimator: str = "estimator", **settings: Any) -> Peer:
+def art(name: str, estimator: str = "estimator", /, **settings: Any) -> Peer:
     """A class of adversarial-robustness-toolbox; settings that are functions are called with (norm, eps, steps)."""
 
     def run(module: nn.Module, x: Tensor, y: Tensor, norm: str, eps: float, steps: int, seed: int) -> Tensor:
@@ -200,7 +202,7 @@ FIXED: dict[tuple[str, str], tuple[tuple[str, ...], Peer]] = {
         ("Linf", "L2", "L1"),
         foolbox({n: f"{n}FastGradientAttack" for n in ("Linf", "L2", "L1")}),
     ),
-    ("fgsm", "art"): (("Linf", "L2", "L1"), art("FastGradientMethod", norm=_order, **_EPS_OF)),
+    ("fgsm", "art"): (("Linf", "L2", "L1"), art("FastGradientMethod", norm=_order, eps=_EPS_OF["eps"])),
     ("pgd", "torchattacks"): (
         ("Linf", "L2"),
         by_norm({

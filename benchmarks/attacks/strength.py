@@ -17,24 +17,23 @@ NAME = "attacks"
 OURS = "sfumato"
 KEYS = ("part", "target", "attack", "norm", "package", "steps", "samples", "seed")
 
-# Of each attack: the norms, the steps (all that "equal budget" means), what the steps are called, other arguments, and
-# from which sample count on it is cut short for its cost.
+# Of each attack: the norms, the steps, which are the same for all packages, and what they are called.
 FIXED: dict[str, tuple[tuple[str, ...], int, str]] = {
     "fgsm": (("Linf", "L2", "L1"), 1, ""),
     "pgd": (("Linf", "L2", "L1"), 40, "steps"),
     "apgd": (("Linf", "L2", "L1"), 100, "steps"),
-    "apgd-t": (("Linf", "L2", "L1"), 100, "steps"),
-    "fab": (("Linf", "L2", "L1"), 100, "steps"),
-    "square": (("Linf", "L2", "L1"), 1000, "queries"),
+    "apgd-t": (("Linf", "L2", "L1"), 40, "steps"),
+    "fab": (("Linf", "L2", "L1"), 30, "steps"),
+    "square": (("Linf", "L2", "L1"), 500, "queries"),
 }
 MINIMAL: dict[str, tuple[tuple[str, ...], int, str]] = {
     "deepfool": (("L2", "Linf"), 50, "steps"),
-    "carlini-wagner": (("L2",), 100, "steps"),
+    "carlini-wagner": (("L2",), 50, "steps"),
     "ddn": (("L2",), 100, "steps"),
     "fmn": (("L0", "L1", "L2", "Linf"), 100, "steps"),
     "sigma-zero": (("L0",), 100, "steps"),
     "fab": (("L2", "Linf", "L1"), 20, "steps"),
-    "hop-skip-jump": (("L2", "Linf"), 20, "steps"),
+    "hop-skip-jump": (("L2", "Linf"), 12, "steps"),
     "lbfgs": (("L2",), 30, "steps"),
 }
 PARTS = {"fixed": (FIXED, peers.FIXED), "minimal": (MINIMAL, peers.MINIMAL)}

@@ -28,7 +28,7 @@ from sfumato.samplers import SAMPLERS, Denoise, Noise, Rung, share_steps
 FORMAT = 1
 # Of the default sampler where none are asked for: more did not bring the distance down, see benchmarks/RESULTS.md.
 LEAST_STEPS, COARSE_STEPS, FINEST_STEPS = 10, 4, 6
-TEXT_GUIDANCE = 3.0
+TEXT_GUIDANCE = Guidance(3.0)
 Labels = str | int | Sequence[str | int] | None
 Prompts = str | Sequence[str] | None
 
@@ -59,6 +59,11 @@ class Generator:
     def default_sampler(self) -> str:
         """DPM-Solver++(2M): at equal distance half of Heun's evaluations, see benchmarks/RESULTS.md. Euler on fixed rungs."""
         return "euler" if self.config.rungs else "dpmpp-2m"
+
+    @property
+    def default_guidance(self) -> Guidance:
+        """Off for labels; for texts, which an unguided model follows loosely, ``TEXT_GUIDANCE``."""
+        return TEXT_GUIDANCE if self.kinds.tokens and self.config.drop > 0 else Guidance()
 
     # -- files ------------------------------------------------------------------------------------------------------
 
@@ -115,9 +120,17 @@ class Generator:
             "config": self.config.to_json(),
         }
 
-    def save(self, path: str | Path) -> None:
-        """Write ``model.safetensors`` and ``config.json`` into the folder ``path``, each in one piece."""
-        weights.write(Path(path), self.denoiser.state_dict(), self.description())
+    def save(self, path: str | Path, half: bool = False) -> None:
+        """Write ``model.safetensors`` and ``config.json`` into the folder ``path``, each in one piece.
+
+        ``half``: weights in float16, half as large and as good for sampling; loading brings them back to float32.
+        """
+        tensors = self.denoiser.state_dict()
+        if half:
+            tensors = {
+                name: tensor.half() if tensor.is_floating_point() else tensor for name, tensor in tensors.items()
+            }
+        weights.write(Path(path), tensors, self.description())
 
     # -- sampling ---------------------------------------------------------------------------------------------------
 
@@ -198,8 +211,7 @@ class Generator:
         shared = self._steps(steps)
         told = self.condition(n, label, prompt, first) if condition is None else condition
         if guidance is None:
-            pressed = told.tokens is not None and weak is None and self.config.drop > 0
-            guidance = TEXT_GUIDANCE if pressed else 1.0
+            guidance = self.default_guidance if told.tokens is not None and weak is None else Guidance()
         if isinstance(guidance, int | float):
             guidance = Guidance(float(guidance))
         if guidance.scale == 1 and (weak is not None or guidance.rescale or guidance.interval != Guidance().interval):
@@ -345,6 +357,14 @@ class Generator:
         with self.autocast():
             x_hat = self.denoiser(z, level, self.ladder.stages - 1, c, torch.ones_like(level))
         return ((x_hat + 1) / 2).to(x.device)
+
+
+def packaged() -> Path:
+    """The folder of the model that comes with the package; it draws emoji from texts."""
+    folder = Path(__file__).parent / "packaged" / "emoji"
+    if not (folder / weights.MODEL).exists():
+        raise InputError("this installation has no packaged model: name a model, or install sfumato again")
+    return folder
 
 
 def to_pixels(x: Tensor) -> Tensor:

@@ -36,7 +36,8 @@ FitOption = Annotated[str, typer.Option("--fit", help="How images of other shape
 DataOption = Annotated[
     str,
     typer.Option(
-        "--data", help="One of {sources}; or a folder (with a sub-folder a class), an .npz file, or hf:owner/name."
+        "--data",
+        help="One of {sources}; or a folder (with a sub-folder a class, or with captions), an .npz file, or hf:owner/name.",
     ),
 ]
 ModelArgument = Annotated[
@@ -51,7 +52,11 @@ StepsOption = Annotated[
 ]
 GuidanceOption = Annotated[
     float | None,
-    typer.Option("--guidance", help="How strongly the label is pressed; 1 is off, 2 is strong.", show_default=False),
+    typer.Option(
+        "--guidance",
+        help="How strongly label or prompt is pressed; 1 is off. Default: 1 for labels, 3 for prompts.",
+        show_default=False,
+    ),
 ]
 
 

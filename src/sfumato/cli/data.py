@@ -25,7 +25,8 @@ def check(
         str,
         typer.Argument(
             metavar="SRC",
-            help="One of {sources}; or a folder (with a sub-folder a class), an .npz file, or hf:owner/name.",
+            help="One of {sources}; or a folder (with a sub-folder a class, or with captions: metadata.jsonl, "
+            "metadata.csv or a .txt beside each image), an .npz file, or hf:owner/name.",
             show_default=False,
         ),
     ],
@@ -36,7 +37,7 @@ def check(
     fit: FitOption = "crop",
     as_json: JsonOption = False,
 ) -> None:
-    """Count images, sizes and classes, and list what cannot be read and why."""
+    """Count images, sizes, classes and captions, and list what cannot be read and why."""
     pixels = read_size(size)
     if output is not None:
         check_output(output, PICTURES)

@@ -9,7 +9,7 @@ from typing import Annotated, Any
 
 import typer
 
-from sfumato.cli import attack, audit, boundary, classifier, data, demo, evaluate, sample, train
+from sfumato.cli import attack, audit, boundary, classifier, data, demo, evaluate, export, sample, train
 from sfumato.cli.console import Interrupted, Verb, say
 from sfumato.errors import InputError
 
@@ -26,6 +26,7 @@ app.command("demo", cls=Verb)(demo.demo)
 app.command("train", cls=Verb)(train.train)
 app.command("sample", cls=Verb)(sample.sample)
 app.command("evaluate", cls=Verb)(evaluate.evaluate)
+app.command("export", cls=Verb)(export.export)
 app.command("attack", cls=attack.AttackVerb)(attack.attack)
 app.command("audit", cls=Verb)(audit.audit)
 app.command("boundary", cls=Verb)(boundary.boundary)

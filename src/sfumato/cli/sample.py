@@ -12,7 +12,6 @@ from sfumato.cli.console import (
     DeviceOption,
     GuidanceOption,
     JsonOption,
-    ModelArgument,
     SamplerOption,
     SeedOption,
     StepsOption,
@@ -26,13 +25,25 @@ from sfumato.errors import InputError
 
 if TYPE_CHECKING:
     import numpy as np
+    from PIL.Image import Image
+    from torch import Tensor
+
+    from sfumato.generator import Generator
+    from sfumato.guidance import Guidance
 
 GRIDS = (".png", ".jpg", ".jpeg", ".webp")
 MOST_COLUMNS = 16  # of a grid with a column for each label
 
 
 def sample(
-    model: ModelArgument,
+    model: Annotated[
+        str | None,
+        typer.Argument(
+            metavar="[MODEL]",
+            help="A run folder, a model.safetensors, or hf:owner/name. Default: the packaged model, which draws emoji.",
+            show_default=False,
+        ),
+    ] = None,
     output: Annotated[
         str,
         typer.Option(
@@ -46,6 +57,14 @@ def sample(
         list[str] | None,
         typer.Option(
             "--label", help="A class by name or number; several take turns. Default: all.", show_default=False
+        ),
+    ] = None,
+    prompt: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--prompt",
+            help="What to draw, in words; -n images of each of several. Default: anything.",
+            show_default=False,
         ),
     ] = None,
     film: Annotated[
@@ -74,7 +93,7 @@ def sample(
     device: DeviceOption = "auto",
     as_json: JsonOption = False,
 ) -> None:
-    """Draw images from a trained model."""
+    """Draw images from a trained model, or from the packaged one."""
     folder = output.endswith("/") or Path(output).is_dir()
     target = Path(output)
     count = count if count is not None else 1 if film else 16
@@ -87,33 +106,60 @@ def sample(
     if count < 1:
         raise InputError(f"-n {count} draws nothing: give 1 or more")
     from sfumato import pictures
-    from sfumato.generator import Generator
-    from sfumato.guidance import Guidance
+    from sfumato.generator import Generator, packaged
 
-    pressed = Guidance(guidance if guidance is not None else 1.0, _interval(interval), rescale, threshold)
-    generator = Generator.from_pretrained(model, device)
+    generator = Generator.from_pretrained(model or packaged(), device)
+    pressed = _guidance(generator, guidance, _interval(interval), rescale, threshold)
     how: dict[str, Any] = {"sampler": sampler, "steps": steps, "guidance": pressed, "seed": seed}
     if weak is not None:
         how["weak"] = Generator.from_pretrained(weak, device)
     labels = None if not label else [label[i % len(label)] for i in range(count)]
+    prompts = None
+    if prompt:
+        prompts = [text for text in prompt for _ in range(count)]
+        count = len(prompts)
     if film:
         with waiting("drawing the film"):
-            pictures.save(generator.film(count, labels, **how), target)
+            pictures.save(generator.film(count, labels, prompt=prompts, **how), target)
     else:
         with counting(f"drawing {count} images") as progress:
-            pixels = generator.sample(count, labels, progress=progress, **how)
-        drawn = generator.labels(count, labels).tolist()  # class numbers
+            pixels = generator.sample(count, labels, prompt=prompts, progress=progress, **how)
+        names = prompts or [generator.classes[i] for i in generator.labels(count, labels) if generator.classes]
         if folder:
-            _write_folder(target, pictures.to_bytes(pixels), drawn, generator.classes)
+            _write_folder(target, pictures.to_bytes(pixels), names)
         elif target.suffix.lower() == ".npz":
-            _write_npz(target, pictures.to_bytes(pixels), drawn, generator.classes)
+            drawn = generator.labels(count, labels).tolist()
+            _write_npz(target, pictures.to_bytes(pixels), drawn, generator.classes, prompts)
         else:
-            turns = len(label) if label else len(generator.classes)
-            pictures.save(pictures.grid(pixels, _columns(count, turns)), target)
+            pictures.save(_sheet(pixels, prompt, label, generator.classes), target)
     what = "film" if film else "images"
-    result = {"output": output, "count": count, "labels": label, "film": film, **how, "weak": weak}
+    result = {"output": output, "count": count, "labels": label, "prompts": prompt, "film": film, **how, "weak": weak}
     result["guidance"] = vars(pressed)
     show([f"{count} {what if count > 1 or film else 'image'}: {output}"], result, as_json)
+
+
+def _guidance(
+    generator: Generator, scale: float | None, interval: tuple[float, float], rescale: float, threshold: float
+) -> Guidance:
+    """What was asked for, over what suits the model."""
+    from dataclasses import replace
+
+    asked: dict[str, Any] = {"interval": interval, "rescale": rescale}
+    if scale is not None:
+        asked["scale"] = scale
+    if threshold:
+        asked["threshold"] = threshold
+    return replace(generator.default_guidance, **asked)
+
+
+def _sheet(pixels: Tensor, prompt: Sequence[str] | None, label: Sequence[str] | None, classes: Sequence[str]) -> Image:
+    """One picture of all images: a row for each of several prompts, or a column for each label."""
+    from sfumato import pictures
+
+    count = len(pixels)
+    if prompt and len(prompt) > 1:
+        return pictures.named_rows(pictures.grid(pixels, columns=count // len(prompt)), prompt)
+    return pictures.grid(pixels, _columns(count, len(label) if label else len(classes)))
 
 
 def _columns(count: int, turns: int) -> int | None:
@@ -134,20 +180,22 @@ def _interval(text: str | None) -> tuple[float, float]:
     return low, high
 
 
-def _write_folder(folder: Path, images: np.ndarray, labels: Sequence[int], classes: Sequence[str]) -> None:
-    """One file an image, ``00007-sneaker.png``; images (N, H, W, C) uint8."""
+def _write_folder(folder: Path, images: np.ndarray, names: Sequence[str]) -> None:
+    """One file an image, ``00007-sneaker.png``; images (N, H, W, C) uint8, their labels or prompts if there are any."""
     from PIL import Image
 
     from sfumato.pictures import save
 
     folder.mkdir(parents=True, exist_ok=True)
     for i, image in enumerate(images):
-        label = "-" + "".join(c if c.isalnum() else "-" for c in classes[labels[i]]) if classes else ""
-        save(Image.fromarray(image[..., 0] if image.shape[-1] == 1 else image), folder / f"{i:05d}{label}.png")
+        name = "-" + "".join(c if c.isalnum() else "-" for c in names[i])[:60] if names else ""
+        save(Image.fromarray(image[..., 0] if image.shape[-1] == 1 else image), folder / f"{i:05d}{name}.png")
 
 
-def _write_npz(path: Path, images: np.ndarray, labels: Sequence[int], classes: Sequence[str]) -> None:
-    """``images`` (N, H, W, C) uint8, ``labels`` (N,) int64 and ``classes``: what ``--data`` reads again."""
+def _write_npz(
+    path: Path, images: np.ndarray, labels: Sequence[int], classes: Sequence[str], prompts: Sequence[str] | None
+) -> None:
+    """``images`` (N, H, W, C) uint8 with ``labels`` (N,) int64 and ``classes``, or ``captions``: what ``--data`` reads."""
     import numpy as np
 
     from sfumato.files import atomic
@@ -155,5 +203,7 @@ def _write_npz(path: Path, images: np.ndarray, labels: Sequence[int], classes: S
     arrays: dict[str, Any] = {"images": images}
     if classes:
         arrays |= {"labels": np.array(labels, np.int64), "classes": np.array(classes)}
+    if prompts:
+        arrays["captions"] = np.array(prompts)
     with atomic(path) as beside:
         np.savez_compressed(beside, **arrays)

@@ -79,8 +79,10 @@ def train(
     except KeyboardInterrupt:
         kept = f"stopped after step {last.step}" if last else "stopped before the first step"
         raise Interrupted(f"{kept}: the same command goes on from there") from None
-    label = f" --label {shlex.quote(dataset.classes[0])}" if dataset.classes else ""
-    follow = f"sfumato sample {shlex.quote(out)}{label} -n 16 -o samples.png"
+    told = f" --label {shlex.quote(dataset.classes[0])}" if dataset.classes else ""
+    if dataset.captions is not None:
+        told = f" --prompt {shlex.quote(dataset.captions[0][0])}"
+    follow = f"sfumato sample {shlex.quote(out)}{told} -n 16 -o samples.png"
     show(_lines(out, str(budget), last, follow), _result(out, last, follow), as_json)
 
 

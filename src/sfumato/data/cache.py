@@ -23,7 +23,7 @@ import numpy as np
 from sfumato.errors import InputError
 from sfumato.files import atomic, atomic_write
 
-VERSION = 2  # raise when decoding changes, so that old entries are no longer found
+VERSION = 3  # raise when decoding changes, so that old entries are no longer found
 
 Append = Callable[[np.ndarray], None]  # takes (n, H, W, C) uint8
 Build = Callable[[Append], dict[str, Any]]  # hands over all images through Append, returns what else is to be kept

@@ -100,7 +100,29 @@ def variants(text: str, row: Mapping[str, Any], name: str) -> tuple[str, ...]:
     return (text,) * max(1, len(chosen)) + tuple(chosen)
 
 
-def tidied(texts: Sequence[str]) -> tuple[list[str], str]:
+def captioned(
+    texts: Mapping[str, Sequence[str]], what: str
+) -> tuple[dict[str, tuple[str, ...]], list[tuple[str, str]]]:
+    """The texts that can be used of each image by its name, and the images left without any, each with the reason.
+
+    InputError naming ``what`` when all are.
+    """
+    tidy = {name: _tidied(lines) for name, lines in texts.items()}
+    kept = {name: tuple(lines) for name, (lines, _) in tidy.items() if lines}
+    without = [(name, why) for name, (lines, why) in tidy.items() if not lines]
+    if not kept:
+        raise _nothing(what, without)
+    return kept, without
+
+
+def _nothing(what: str, without: Sequence[tuple[str, str]]) -> InputError:
+    first = f" (the first, {without[0][0]}: {without[0][1]})" if without else ""
+    return InputError(
+        f"data {what!r}: none of its {len(without)} images has a caption that can be used{first}; give each a short text"
+    )
+
+
+def _tidied(texts: Sequence[str]) -> tuple[list[str], str]:
     """The texts that can be used, each on one line, none twice; and why others, or all, cannot ("" where all can)."""
     # A lone surrogate, which JSON can express, has no place in a file or a tokenizer.
     clean = [_BLANK.sub(" ", text.encode("utf-8", "replace").decode()).strip() for text in texts]
@@ -287,7 +309,7 @@ def _usable(root: Path, images: Sequence[Path], found: Mapping[Path, _Found], re
     for image in images:
         said = found.get(image, _Found())
         name = relative(image, root)
-        texts, why = tidied(said.texts) if said.texts else ([], said.trouble)
+        texts, why = _tidied(said.texts) if said.texts else ([], said.trouble)
         if not texts:
             captions.without.append((image, why))
             continue
@@ -297,18 +319,14 @@ def _usable(root: Path, images: Sequence[Path], found: Mapping[Path, _Found], re
     if dropped:
         remarks.append(f"texts of more than {MOST:,} characters are left out, of {some(dropped)}")
     if not captions.texts:
-        first = f" (the first, {relative(images[0], root)}: {captions.without[0][1]})" if images else ""
-        raise InputError(
-            f"data {str(root)!r}: none of its {len(images)} images has a caption that can be used{first}; "
-            "give each a short text"
-        )
+        raise _nothing(str(root), [(relative(image, root), why) for image, why in captions.without])
     return captions
 
 
 def _listed(value: object) -> list[str]:
     """A column as words: a list of texts, or one text with commas, semicolons or bars between them."""
     parts = re.split(r"[,;|]", value) if isinstance(value, str) else value if isinstance(value, list) else []
-    texts, _ = tidied([part for part in parts if isinstance(part, str)])
+    texts, _ = _tidied([part for part in parts if isinstance(part, str)])
     return texts
 
 

@@ -1,8 +1,9 @@
-"""What is in a data source, before anything is trained on it: a report and a preview picture."""
+"""What is in a data source, before anything is trained on it."""
 
 from __future__ import annotations
 
 import hashlib
+import re
 import warnings
 from collections import Counter
 from collections.abc import Sequence
@@ -11,17 +12,45 @@ from pathlib import Path
 from statistics import median
 from typing import Any
 
-import numpy as np
-from PIL import Image
-
 from sfumato.data.decode import Decoded, Progress
 from sfumato.data.fit import Size, check_fit, check_size
 from sfumato.data.imageset import ImageSet
 from sfumato.data.sources import SOURCES, SPLITS, existing, load
-from sfumato.pictures import grid, named_rows, on_white
 
 _MODES = {1: "L", 3: "RGB", 4: "RGBA"}
-_ROWS, _COLUMNS = 12, 12  # of a preview
+_WITHOUT = 5  # images without a caption that are named to people
+
+
+@dataclass(frozen=True)
+class CaptionReport:
+    """The captions of a set. Lengths are in characters; words are counted by the captions that they occur in."""
+
+    images: int  # with a caption
+    distinct: int  # different captions
+    texts: int  # different texts in all, with those for variation in training
+    shortest: str
+    longest: str
+    words: int  # different ones, upper and lower case taken together
+    words_once: int  # in one caption only
+    words_often: int  # in three or more
+    without: list[tuple[str, str]]  # (name, why) of images left out for want of a caption, all of them
+
+    def lines(self) -> list[str]:
+        """The report for people, a fact a line."""
+        text = [f"captions: {self.images}, {self.distinct} different"]
+        if self.texts > self.distinct:
+            text[0] += f"; with variants to train with {self.texts} different texts"
+        text.append(
+            f"caption length: {len(self.shortest)} ({self.shortest[:40]!r}) to {len(self.longest)} characters "
+            f"({self.longest[:40] + '...' * (len(self.longest) > 40)!r})"
+        )
+        once = f"{self.words_once} in one caption only, {self.words_often} in three or more"
+        text.append(f"caption words: {self.words} different, {once}")
+        if self.without:
+            text.append(f"left out without a caption: {len(self.without)}")
+            text += [f"  {name}: {why}" for name, why in self.without[:_WITHOUT]]
+            text += [f"  and {len(self.without) - _WITHOUT} more"] * (len(self.without) > _WITHOUT)
+        return text
 
 
 @dataclass(frozen=True)
@@ -43,11 +72,14 @@ class Report:
     duplicates: int  # images whose pixels are those of another one
     suggested_size: tuple[int, int]  # (H, W) that is used when none is given
     remarks: list[str]  # what else is not used, and why
+    captions: CaptionReport | None = None  # None when uncaptioned
 
     def lines(self) -> list[str]:
         """The report for people, a fact a line."""
         text = [f"{self.name}: {self.count} images"]
-        text[0] += f", {len(self.classes)} classes" if self.classes else ", no labels"
+        text[0] += (
+            f", {len(self.classes)} classes" if self.classes else ", captioned" if self.captions else ", no labels"
+        )
         parts = ", ".join(f"{count} {split}" for split, count in self.splits.items())
         text.append("splits: " + ("the same images for training and test" if self.shared else parts))
         if len(self.common_sizes) == 1:
@@ -59,6 +91,7 @@ class Report:
         text.append("modes: " + ", ".join(f"{mode} ({count})" for mode, count in self.modes.items()))
         text.append(f"default: {self.suggested_size[1]}x{self.suggested_size[0]}, {self.channels} channel(s)")
         text += [f"class {name}: {count}" for name, count in self.classes.items()]
+        text += self.captions.lines() if self.captions else []
         if self.duplicates:
             text.append(f"duplicates: {self.duplicates} images repeat another one pixel by pixel")
         if self.unreadable:
@@ -84,27 +117,11 @@ def check(
     if decoded is not None:
         return _of_files(_name(source), decoded)
     # At native size: what is in the data is asked, not what a resizing makes of it.
-    sets = [source] if isinstance(source, ImageSet) else [load(source, split=split) for split in SPLITS]
-    return _of_arrays(sets, wanted)
-
-
-def preview(
-    source: str | Path | ImageSet, *, size: int | tuple[int, int] | None = None, fit: str = "crop",
-    progress: Progress | None = None,
-) -> Image.Image:  # fmt: skip
-    """Training images as they are fed to a model: a row of 12 a class, at most 12 classes; without labels a square."""
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # the report says it better
-        data = load(source, size=size, fit=fit, progress=progress)
-    if data.labels is None or not data.classes:
-        return grid(np.asarray(data.images[: _ROWS * _COLUMNS]))
-    rows = {data.classes[i]: np.flatnonzero(data.labels == i)[:_COLUMNS] for i in range(len(data.classes))}
-    rows = dict([(name, found) for name, found in rows.items() if len(found)][:_ROWS])
-    height, width = data.size
-    sheet = np.full((len(rows) * _COLUMNS, height, width, 1 if data.channels == 1 else 3), 255, np.uint8)
-    for r, found in enumerate(rows.values()):
-        sheet[r * _COLUMNS : r * _COLUMNS + len(found)] = on_white(np.asarray(data.images[found]))
-    return named_rows(grid(sheet, columns=_COLUMNS), list(rows))
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always", UserWarning)
+        sets = [source] if isinstance(source, ImageSet) else [load(source, split=split) for split in SPLITS]
+    remarks = dict.fromkeys(str(warning.message) for warning in caught if warning.category is UserWarning)
+    return _of_arrays(sets, wanted, list(remarks))
 
 
 def _decoded(source: str | Path | ImageSet, size: Size | None, fit: str, progress: Progress | None) -> Decoded | None:
@@ -145,10 +162,11 @@ def _of_files(name: str, decoded: Decoded) -> Report:
         duplicates=notes["duplicates"],
         suggested_size=tuple(notes["suggested"]),
         remarks=decoded.remarks,
+        captions=_of_captions(decoded.captions or (), decoded.uncaptioned),
     )
 
 
-def _of_arrays(sets: Sequence[ImageSet], size: Size | None) -> Report:
+def _of_arrays(sets: Sequence[ImageSet], size: Size | None, remarks: list[str]) -> Report:
     first = sets[0]
     shared = len(sets) == 2 and first.fingerprint() == sets[1].fingerprint()
     sets = sets[:1] if shared else sets
@@ -171,7 +189,26 @@ def _of_arrays(sets: Sequence[ImageSet], size: Size | None) -> Report:
         unreadable=[],
         duplicates=count - len(seen),
         suggested_size=size or first.size,
-        remarks=[],
+        remarks=remarks,
+        captions=_of_captions([texts for s in sets for texts in s.captions or ()], []),
+    )
+
+
+def _of_captions(captions: Sequence[Sequence[str]], without: list[tuple[str, str]]) -> CaptionReport | None:
+    if not captions:
+        return None
+    first = [texts[0] for texts in captions]
+    words = Counter(word for text in first for word in set(re.findall(r"\w+", text.lower())))
+    return CaptionReport(
+        images=len(captions),
+        distinct=len(set(first)),
+        texts=len({text for texts in captions for text in texts}),
+        shortest=min(first, key=len),
+        longest=max(first, key=len),
+        words=len(words),
+        words_once=sum(n == 1 for n in words.values()),
+        words_often=sum(n >= 3 for n in words.values()),
+        without=without,
     )
 
 

@@ -3,24 +3,28 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+from sfumato.data.captions import captioned
 from sfumato.data.decode import Decoded, Entry, Progress, decode_cached
 from sfumato.data.fit import Size
 from sfumato.data.imageset import ImageSet
 from sfumato.errors import InputError
 
+_TEXT_COLUMNS = ("text", "caption", "captions", "prompt")  # the first that is there
 _TEST_NAMES = ("test", "validation", "valid", "val")
 
 
 def load_hub(
     source: str, *, split: str = "train", size: Size | None = None, fit: str = "crop", progress: Progress | None = None
 ) -> ImageSet:
-    """``hf:owner/name``: its first image column, and its first class-label column where it has one.
+    """``hf:owner/name``: its first image column, and its first class-label column; where it has none, its captions.
 
-    Without a test (or validation) split a fixed tenth of "train" is held out. Raises InputError when the package is not
+    Captions: a column ``text``, ``caption``, ``captions`` or ``prompt`` of texts or lists of texts. Without a test (or
+    validation) split a fixed tenth (captioned: a twentieth) of "train" is held out. Raises InputError when the package is not
     installed, the set cannot be fetched, or it holds no images.
     """
     name = source.removeprefix("hf:")
@@ -42,8 +46,13 @@ def decode_hub(source: str, size: Size | None, fit: str, progress: Progress | No
         entries += _entries(table, image_column, label_column, split)
     if not entries:
         raise InputError(f"data {source!r} has no rows: choose another set")
+    uncaptioned: list[tuple[str, str]] = []
+    if not classes and (texts := _texts([table for _, table in tables])):
+        captions, uncaptioned = captioned({e.name: t for e, t in zip(entries, texts, strict=True)}, source)
+        entries = [replace(e, captions=captions[e.name]) for e in entries if e.name in captions]
     identity = [[split, table._fingerprint, len(table)] for split, table in tables]
-    return decode_cached(source, ["hub", name], identity, entries, classes, size, fit, progress)
+    decoded = decode_cached(source, ["hub", name], identity, entries, classes, size, fit, progress)
+    return replace(decoded, uncaptioned=uncaptioned)
 
 
 def _entries(table: Any, image_column: str, label_column: str | None, split: str | None) -> list[Entry]:
@@ -88,6 +97,19 @@ def _columns(source: str, table: Any) -> tuple[str, str | None]:
     if not images:
         raise InputError(f"data {source!r} has no image column (it has {', '.join(kinds)}): choose a set of images")
     return images[0], labels[0] if labels else None
+
+
+def _texts(tables: Sequence[Any]) -> list[list[str]] | None:
+    """The texts of each row, from the first column of a known name that holds texts in all tables; None without one."""
+    for column in _TEXT_COLUMNS:
+        if all(column in table.features for table in tables):
+            cells = [cell for table in tables for cell in table[column]]
+            texts = [
+                [] if cell is None else list(cell) if isinstance(cell, (list, tuple)) else [cell] for cell in cells
+            ]
+            if all(isinstance(text, str) for row in texts for text in row):
+                return texts
+    return None
 
 
 def _undecoded() -> Any:

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import warnings
 import zipfile
 import zlib
 from pathlib import Path
 
 import numpy as np
 
-from sfumato.data.decode import SPLIT_FROM, hash_split
+from sfumato.data.captions import captioned
+from sfumato.data.decode import SPLIT_FROM, hash_split, skipped
 from sfumato.data.imageset import ImageSet
 from sfumato.data.sources import cached_set, file_identity
 from sfumato.errors import InputError
@@ -17,10 +19,12 @@ from sfumato.errors import InputError
 def load_npz(path: Path, *, split: str = "train") -> ImageSet:
     """``x_train``, ``y_train``, ``x_test``, ``y_test``, or ``images``, ``labels``; and ``classes``, their names.
 
-    Only the images are required.
+    Only the images are required. Captions, in place of labels: ``captions_train``, ``captions_test``, or ``captions``.
 
     Images: (N, H, W) or (N, H, W, C), C in {1, 3, 4}, uint8 or floats in [0, 1]. Labels: (N,) whole numbers from 0.
-    Without ``x_test`` a fixed tenth is the test split when there are 50 images or more; of fewer, all serve as both.
+    Captions: (N,) texts, or (N, K) with up to K texts an image, the others empty; images without one are left out.
+    Without ``x_test`` a fixed tenth (captioned: a twentieth) is the test split when there are 50 images or more; of
+    fewer, all serve as both.
     Raises InputError for anything else, and for a damaged file.
     """
     return cached_set(lambda: _read(path, split), ["npz", str(path.resolve()), split], file_identity(path))
@@ -31,9 +35,10 @@ def _read(path: Path, split: str) -> ImageSet:
         with np.load(path, allow_pickle=False) as file:
             keys = set(file.files)
             own_split = f"x_{split}" in keys
-            x_key, y_key = (f"x_{split}", f"y_{split}") if own_split else ("x_train", "y_train")
+            part = split if own_split else "train"
+            x_key, y_key, text_key = f"x_{part}", f"y_{part}", f"captions_{part}"
             if x_key not in keys:
-                x_key, y_key = "images", "labels"
+                x_key, y_key, text_key = "images", "labels", "captions"
             if x_key not in keys:
                 raise InputError(
                     f"{str(path)!r} holds {', '.join(sorted(keys)) or 'nothing'}: it needs 'images' (and 'labels'), "
@@ -42,6 +47,7 @@ def _read(path: Path, split: str) -> ImageSet:
             x = file[x_key]
             y = file[y_key] if y_key in keys else None
             names = file["classes"] if "classes" in keys else None
+            texts = file[text_key] if text_key in keys else None
     except InputError:
         raise
     except MemoryError as error:
@@ -53,9 +59,17 @@ def _read(path: Path, split: str) -> ImageSet:
             ) from error
         raise InputError(f"{str(path)!r} cannot be read ({error}): it is damaged or no .npz; save it anew") from error
     images = _images(path, x_key, x)
+    drawn = not own_split and len(images) >= SPLIT_FROM
+    if texts is not None:
+        captions = _captions(path, text_key, texts, len(images))
+        if y is not None:
+            warnings.warn(f"{str(path)!r} holds captions: {y_key!r} is not used", stacklevel=2)
+        rows = [i for i in captions if not drawn or hash_split(str(i), captioned=True) == split]
+        rows = rows or list(captions)  # all are in the other split: they serve as both
+        return ImageSet(images[rows], None, (), path.stem, split, tuple(captions[i] for i in rows))
     labels = None if y is None else _labels(path, y_key, y, len(images))
     classes = () if labels is None else _classes(path, names, labels)
-    if not own_split and len(images) >= SPLIT_FROM:
+    if drawn:
         chosen = np.array([hash_split(str(i)) == split for i in range(len(images))])
         images, labels = images[chosen], None if labels is None else labels[chosen]
     return ImageSet(images, labels, classes, path.stem, split)
@@ -78,6 +92,21 @@ def _images(path: Path, key: str, x: np.ndarray) -> np.ndarray:
     if not (low >= 0 and high <= 1):
         raise InputError(f"{str(path)!r}: {key!r} runs from {low:g} to {high:g}; scale floats to 0 to 1, or give uint8")
     return np.rint(x * 255).astype(np.uint8)
+
+
+def _captions(path: Path, key: str, texts: np.ndarray, count: int) -> dict[int, tuple[str, ...]]:
+    """The texts of each image that has some, by its number; a warning names those left out."""
+    if texts.ndim not in (1, 2) or len(texts) != count or texts.dtype.kind not in "US":
+        raise InputError(
+            f"{str(path)!r}: {key!r} must be {count} texts, one an image, not {texts.dtype} {texts.shape}; "
+            "save them as an array of strings"
+        )
+    rows = texts.reshape(count, -1).tolist()
+    read = [[t.decode("utf-8", "replace") if isinstance(t, bytes) else t for t in row] for row in rows]
+    captions, without = captioned({str(i): row for i, row in enumerate(read)}, str(path))
+    if without:
+        warnings.warn(f"{str(path)!r}: {skipped(without, count)}", stacklevel=2)
+    return {int(i): texts for i, texts in captions.items()}
 
 
 def _labels(path: Path, key: str, y: np.ndarray, count: int) -> np.ndarray:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import warnings
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -35,17 +36,19 @@ def load(
 ) -> ImageSet:
     """The images of ``source``, decoded once: later calls map the decoded pixels from the cache.
 
-    ``source``: a built-in name (``SOURCES``), a folder of images (class sub-folders, or unlabelled), an ``.npz`` file,
-    ``hf:owner/name``, or an ImageSet, which is returned (brought to ``size``, its split unchanged).
-    ``split``: "train" or "test". Sets that come without a test split get a fixed one of about a tenth when there are 50
-    images or more; of fewer, all serve as both. ``size``: a side or (H, W), each even and from 8 to 1024. Default:
-    the own size of arrays, and of files that share one up to 64; else the median shorter side rounded down to a
-    multiple of 8, from 8 to 64.
+    ``source``: a built-in name (``SOURCES``), a folder of images (class sub-folders; or captioned by ``metadata.jsonl``,
+    ``metadata.csv`` or side-car ``.txt`` files; or neither), an ``.npz`` file, ``hf:owner/name``, or an ImageSet, which
+    is returned (brought to ``size``, its split unchanged).
+    ``split``: "train" or "test". Sets that come without a test split get a fixed one of about a tenth (captioned sets:
+    a twentieth) when there are 50 images or more; of fewer, all serve as both.
+    ``size``: a side or (H, W), each even and from 8 to 1024. Default: the own size of arrays, and of files that share
+    one up to 64; else the median shorter side rounded down to a multiple of 8, from 8 to 64.
     ``fit``: "crop" covers the size and keeps the centre, "pad" fits inside and fills with the background colour; sets
     that are arrays already are never enlarged by "pad". ``progress``: called with (images done, images in all).
 
     Raises InputError for an unknown source, a folder that is missing, empty or without a readable image, a damaged
-    file, an unknown split or fit, and an unusable size. Single unreadable images are left out with one warning.
+    file, captions that cannot be read, an unknown split or fit, and an unusable size. Single unreadable images, and
+    images without a caption in a captioned set, are left out with one warning.
     """
     check_fit(fit)
     wanted = None if size is None else check_size(size)
@@ -90,17 +93,22 @@ def existing(source: str | Path) -> Path:
 
 
 def cached_set(data: Callable[[], ImageSet], slot: list[Any], identity: Any) -> ImageSet:
-    """The set that ``data`` makes, its pixels from the cache where they are there already."""
+    """The set that ``data`` makes, its pixels from the cache where they are there already, with the same warnings."""
 
     def build(append: Append) -> dict[str, Any]:
-        made = data()
+        with warnings.catch_warnings(record=True) as caught:
+            warnings.simplefilter("always", UserWarning)
+            made = data()
         for start in range(0, len(made), _CHUNK):
             append(made.images[start : start + _CHUNK])
         labels = None if made.labels is None else made.labels.tolist()
         notes = {"labels": labels, "classes": made.classes, "name": made.name, "split": made.split}
-        return notes | {"captions": made.captions}
+        said = [str(warning.message) for warning in caught if warning.category is UserWarning]
+        return notes | {"captions": made.captions, "warnings": said}
 
     images, notes = cached(slot, identity, build)
+    for text in notes["warnings"]:
+        warnings.warn(text, stacklevel=4)
     labels = None if notes["labels"] is None else np.array(notes["labels"], np.int64)
     captions = None if notes["captions"] is None else tuple(tuple(texts) for texts in notes["captions"])
     return ImageSet(images, labels, tuple(notes["classes"]), notes["name"], notes["split"], captions)

@@ -49,8 +49,12 @@ class Run:
         build: dict[str, Any] = {"smooth_rms": smooth, "sharp_rms": sharp}
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(mix_seed(seed, 0))
-            self.denoiser = config.denoiser(ladder, self.source.kinds, **build).to(device, memory_format=torch.channels_last)  # type: ignore[call-overload]
-            self.average = config.denoiser(ladder, self.source.kinds, **build).to(device, memory_format=torch.channels_last)  # type: ignore[call-overload]
+            self.denoiser = config.denoiser(ladder, self.source.kinds, **build).to(
+                device, memory_format=torch.channels_last
+            )  # type: ignore[call-overload]
+            self.average = config.denoiser(ladder, self.source.kinds, **build).to(
+                device, memory_format=torch.channels_last
+            )  # type: ignore[call-overload]
         self.average.load_state_dict(self.denoiser.state_dict())
         self.average.requires_grad_(False)
         self.parameters = dict(self.denoiser.named_parameters())
