@@ -17,6 +17,7 @@ TARGETS = ("x", "z_next")
 OPTIMIZERS = ("adamw", "muon")
 LEVELS = ("uniform", "logit-normal")
 WIDEST = 0.28  # ema widths that a power function can have
+SAMPLING = ("guidance", "threshold")  # settings that shape the samples, not the training
 
 
 @dataclass(frozen=True)
@@ -53,6 +54,9 @@ class Config:
     clip: float = 1.0  # largest gradient norm
     ema: float = 0.05  # width of the averaging over weights, as a share of the training so far (EDM2's sigma_rel)
     precision: str = "auto"  # bf16 or float32
+    # what suits the model's samples, where nothing else is asked for
+    guidance: float = 0.0  # 0 leaves the choice to Generator.default_guidance
+    threshold: float = 0.0  # percentile of dynamic thresholding
 
     def __post_init__(self) -> None:
         for value, known, what in (
@@ -68,6 +72,7 @@ class Config:
                 raise InputError(f"unknown {what} {value!r}: {nearest(value, known)}")
         for name, low, high in (
             ("drop", 0, 1), ("plain_share", 0, 0.9), ("warmup", 0, 1), ("decay", 0, 1), ("weight_decay", 0, 1),
+            ("guidance", 0, 100), ("threshold", 0, 1),
         ):  # fmt: skip
             if not low <= getattr(self, name) <= high:
                 raise InputError(f"{name}={getattr(self, name)} is impossible: give a number from {low} to {high}")

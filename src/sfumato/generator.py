@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -62,8 +62,13 @@ class Generator:
 
     @property
     def default_guidance(self) -> Guidance:
-        """Off for labels; for texts, which an unguided model follows loosely, ``TEXT_GUIDANCE``."""
-        return TEXT_GUIDANCE if self.kinds.tokens and self.config.drop > 0 else Guidance()
+        """That of the model's settings; else off for labels and, for texts, which an unguided model follows loosely,
+        ``TEXT_GUIDANCE``."""
+        if not self.kinds.droppable or not self.config.drop:
+            return Guidance(threshold=self.config.threshold)
+        if self.config.guidance:
+            return Guidance(self.config.guidance, threshold=self.config.threshold)
+        return replace(TEXT_GUIDANCE if self.kinds.tokens else Guidance(), threshold=self.config.threshold)
 
     # -- files ------------------------------------------------------------------------------------------------------
 
@@ -192,8 +197,8 @@ class Generator:
         Args:
             steps: how many in all, shared over the stages by ``samplers.share_steps``, or a number for each stage.
             sampler: a name in ``samplers.SAMPLERS``.
-            guidance: g of ``u + g (c - u)``, or a Guidance with interval, rescale and threshold; 1 is off. None is off
-                for labels, and ``TEXT_GUIDANCE`` for texts.
+            guidance: g of ``u + g (c - u)``, or a Guidance with interval, rescale and threshold; 1 is off. None is the
+                model's ``default_guidance`` where the images are told anything.
             weak: a weaker generator of the same kind, for autoguidance; it takes the place of u.
             seed: of the request; image i has its own stream of noise, so it is the same in any batch.
             first: number of the first image.
@@ -211,9 +216,10 @@ class Generator:
         shared = self._steps(steps)
         told = self.condition(n, label, prompt, first) if condition is None else condition
         if guidance is None:
-            guidance = self.default_guidance if told.tokens is not None and weak is None else Guidance()
+            something = any(part is not None for part in (told.label, told.vector, told.tokens))
+            guidance = self.default_guidance if something and weak is None else Guidance()
         if isinstance(guidance, int | float):
-            guidance = Guidance(float(guidance))
+            guidance = replace(self.default_guidance, scale=float(guidance))
         if guidance.scale == 1 and (weak is not None or guidance.rescale or guidance.interval != Guidance().interval):
             raise InputError(
                 "a weak model, an interval and rescale act only with guidance other than 1: give guidance=2, say"

@@ -8,6 +8,7 @@ sigma 0 and its ``x_hat`` is the picture.
 from __future__ import annotations
 
 import itertools
+import math
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
@@ -16,7 +17,7 @@ import torch
 from torch import Tensor
 
 from sfumato.errors import InputError
-from sfumato.ladder import Ladder, coarse, repeat
+from sfumato.ladder import Ladder, Level, coarse, flow_time, from_flow_time, repeat
 from sfumato.registry import Registry
 
 Denoise = Callable[[Tensor, float, int], Tensor]  # (z (B, C, h, w), sigma, stage) -> x^ (B, C, h, w)
@@ -52,6 +53,16 @@ class Noise:
     def __call__(self, shape: tuple[int, int, int]) -> Tensor:
         """The next (B, C, h, w) numbers."""
         return torch.stack([torch.randn(shape, generator=stream) for stream in self._streams]).to(self.device)
+
+
+class Halfway(Noise):
+    """Noise for a climb that begins at the state ``z`` of a rung, and not at ``z_0``."""
+
+    def __init__(self, noise: Noise, level: Level, z: Tensor) -> None:
+        self.noise, self.level, self.z = noise, level, z
+
+    def __call__(self, shape: tuple[int, int, int]) -> Tensor:
+        return self.noise(shape)
 
 
 def mix_seed(seed: int, index: int) -> int:
@@ -93,6 +104,18 @@ def start(ladder: Ladder, noise: Noise) -> Tensor:
     return ladder.jumps[0] * noise(ladder.shape(0))
 
 
+def levels_from(ladder: Ladder, steps: Sequence[int], level: Level) -> list[float]:
+    """The noise levels that are left of a stage: from this one to ``end_k``, no farther apart than ``steps`` has them."""
+    whole = ladder.levels(steps)[level.stage]
+    ends = flow_time(torch.tensor([level.sigma, whole[-1], whole[0]], dtype=torch.float64))
+    share = float((ends[0] - ends[1]) / (ends[2] - ends[1]))
+    if not 0 < share <= 1:
+        raise ValueError(f"{level} is not within its stage: it runs from {whole[0]} down to {whole[-1]}")
+    count = max(1, math.ceil(share * steps[level.stage] - 1e-6))
+    inner = from_flow_time(torch.linspace(ends[0], ends[1], count + 1, dtype=torch.float64))[1:-1]
+    return [level.sigma, *inner.tolist(), whole[-1]]
+
+
 def climb(
     ladder: Ladder,
     noise: Noise,
@@ -105,9 +128,13 @@ def climb(
     is not a new prediction (at sigma 0, where there is nothing left to predict, it is the picture itself).
     """
     levels = ladder.levels(steps)
-    z = start(ladder, noise)
-    for stage in range(ladder.stages):
-        if stage:
+    if isinstance(noise, Halfway):
+        first, z = noise.level.stage, noise.z
+        levels[first] = levels_from(ladder, steps, noise.level)
+    else:
+        first, z = 0, start(ladder, noise)
+    for stage in range(first, ladder.stages):
+        if stage > first:
             z = ladder.jump(z, stage, noise(ladder.shape(stage)))
         for rung in stage_steps(z, stage, levels[stage]):
             z = rung.z

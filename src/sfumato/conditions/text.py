@@ -7,14 +7,15 @@ import importlib.util
 import json
 import os
 import warnings
-from collections.abc import Callable, Sequence
-from contextlib import suppress
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
+from safetensors import SafetensorError
 from torch import Tensor
 
 from sfumato.errors import InputError
@@ -87,28 +88,37 @@ def find_encoder(name: str = MINILM) -> TextEncoder:
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")  # a fork after its threads have started would warn
     try:
         from transformers import AutoConfig, AutoModelForTextEncoding, AutoTokenizer, CLIPTextModel
-        from transformers.utils import logging
     except ImportError as error:
         raise InputError(f"texts need the package transformers ({error}): pip install transformers") from None
-    bars = logging.is_progress_bar_enabled()
-    logging.disable_progress_bar()
     try:
         kind = AutoConfig.from_pretrained(place).model_type
         build = CLIPTextModel if kind == "clip" else AutoModelForTextEncoding
-        model = build.from_pretrained(place, use_safetensors=True).eval().requires_grad_(False)
+        with quiet():
+            model = build.from_pretrained(place, use_safetensors=True).eval().requires_grad_(False)
         tokenizer = AutoTokenizer.from_pretrained(place)
-    except (OSError, ValueError, KeyError, ImportError) as error:
+    except (OSError, ValueError, KeyError, ImportError, RuntimeError, SafetensorError) as error:
         reason = str(error).splitlines()[0] if str(error) else type(error).__name__
         raise InputError(
             f"text={name!r} is no language model that can be loaded ({reason}): give {MINILM}, a folder that "
             "transformers saved with safetensors, or owner/name of the Hugging Face Hub"
         ) from None
-    finally:
-        if bars:
-            logging.enable_progress_bar()
     if tokenizer.pad_token is None:
         tokenizer.pad_token = tokenizer.eos_token
     return TextEncoder(name, _fingerprint(model), model, tokenizer)
+
+
+@contextmanager
+def quiet() -> Iterator[None]:
+    """Without the bars that transformers draws while it loads weights."""
+    from transformers.utils import logging
+
+    bars = logging.is_progress_bar_enabled()
+    logging.disable_progress_bar()
+    try:
+        yield
+    finally:
+        if bars:
+            logging.enable_progress_bar()
 
 
 def _minilm() -> str:
@@ -159,7 +169,6 @@ class LatentStore:
 
 
 def _cached(texts: list[str], encoder: TextEncoder, progress: Callable[[int, int], None] | None) -> dict[str, Tensor]:
-    from safetensors import SafetensorError
     from safetensors.torch import load_file, save_file
 
     from sfumato.data.cache import cache_folder

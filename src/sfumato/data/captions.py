@@ -59,6 +59,8 @@ def find_captions(root: Path, files: Sequence[Path], remarks: list[str]) -> Capt
     only missing files, for one whose name is nearly right, and when no image has a usable caption.
     """
     images = [file for file in files if file.suffix.lower() in SUFFIXES]
+    if not images:
+        return None
     metadata = _metadata(root, files, remarks)
     sidecars = {file.with_suffix(""): file for file in files if file.suffix.lower() == ".txt"}
     beside = {image: sidecars[image.with_suffix("")] for image in images if image.with_suffix("") in sidecars}
@@ -83,18 +85,21 @@ def find_captions(root: Path, files: Sequence[Path], remarks: list[str]) -> Capt
 def variants(text: str, row: Mapping[str, Any], name: str) -> tuple[str, ...]:
     """``text`` and what else its row says of the image ``name``, in up to 16 texts to draw from in training.
 
+    Without the columns ``keywords``, ``group``, ``subgroup`` and ``short_names``: ``text`` alone.
     Half of them are ``text`` itself; the others its words in plain order ("flag: Chad" is also "Chad flag"), its
     ``short_names``, itself with keywords, ``group`` or ``subgroup``, and ``keywords`` alone in varied order, so that
     single words come to carry meaning. No word is in them that is not in the row. Chosen by ``name``: always the same.
     """
     keywords, short = _listed(row.get("keywords")), [_plain(s) for s in _listed(row.get("short_names"))]
+    group, subgroup = _listed(row.get("group")), [_plain(s) for s in _listed(row.get("subgroup"))]
+    if not (keywords or short or group or subgroup):
+        return (text,)
     others = sorted((k for k in keywords if k.lower() != text.lower()), key=lambda k: draw(f"keyword {k}", name))
     orders = [sorted(keywords, key=lambda k: draw(f"order {i} {k}", name)) for i in range(4)]
     made = [_plain_order(text), *sorted(short, key=lambda s: draw(f"short {s}", name))[:2]]
     made += [f"{text}, {word}" for word in others[:1]] + [f"{text}, {', '.join(others[1:3])}"] * (len(others) > 1)
     made += [", ".join(order[: 1 + (i + draw("length", name)) % 3]) for i, order in enumerate(orders) if order]
-    made += [f"{text}, {word}" for word in _listed(row.get("group"))]
-    made += [f"{text}, {_plain(word)}" for word in _listed(row.get("subgroup"))]
+    made += [f"{text}, {word}" for word in group + subgroup]
     different = [t for t in dict.fromkeys(made) if t.lower() != text.lower() and 0 < len(t) <= MOST]
     chosen = sorted(different, key=lambda t: draw(f"variant {t}", name))[: VARIANTS // 2]
     return (text,) * max(1, len(chosen)) + tuple(chosen)
@@ -153,7 +158,7 @@ def _refuse_near_misses(
     for file in files:
         if file.suffix.lower() in _NEAR_SIDECARS and file.with_suffix("") in stems:
             right = f"{file.stem}.txt"
-        elif (best := _near_miss(file.name)) and not (file.suffix == ".txt" and file.with_suffix("") in stems):
+        elif (best := _near_miss(file.name)) and not (file.suffix.lower() == ".txt" and file.with_suffix("") in stems):
             right = best
         else:
             continue
@@ -211,10 +216,10 @@ def _from_metadata(
             found.setdefault(image, _Found(row=row)).texts.extend(texts)
     which = some([repr(relative(file, root)) for file in metadata])
     if missing and not found:
-        there = f"; an image that is there is {relative(images[0], root)!r}" if images else ""
+        there = f"an image that is there is {relative(images[0], root)!r}"
         raise InputError(
             f"data {str(root)!r}: none of the {len(missing)} images that {which} names is there: "
-            f"{some(missing)}{there}; give file names relative to the metadata file"
+            f"{some(missing)}; {there}; give file names relative to the metadata file"
         )
     if missing:
         remarks.append(f"{len(missing)} images that {which} names are missing: {some(missing)}")

@@ -80,14 +80,20 @@ def _wrapped(text: str, font: ImageFont.FreeTypeFont, width: int) -> list[str]:
     lines: list[str] = []
     rest = " ".join(text.split())
     while rest and len(lines) < _LINES:
-        fits = bisect.bisect_right(range(1, len(rest) + 1), width, key=lambda n: font.getlength(rest[:n]))
+        fits = max(1, _fitting(rest, font, width))
         if fits < len(rest) and len(lines) == _LINES - 1:
-            lines.append(rest[: max(1, fits - 1)].rstrip() + "…")
+            lines.append(rest[: _fitting(rest, font, width - font.getlength("…"))].rstrip() + "…")
             break
-        end = len(rest) if fits == len(rest) else max(rest.rfind(" ", 0, fits + 1), 0) or max(1, fits)
+        blank = rest.rfind(" ", 0, fits + 1)
+        end = blank if fits < len(rest) and blank > 0 else fits
         lines.append(rest[:end])
         rest = rest[end:].strip()
     return lines
+
+
+def _fitting(text: str, font: ImageFont.FreeTypeFont, width: float) -> int:
+    """How many of its first characters fit into ``width`` pixels."""
+    return bisect.bisect_right(range(1, len(text) + 1), width, key=lambda n: font.getlength(text[:n]))
 
 
 def _font(size: int) -> ImageFont.FreeTypeFont:

@@ -10,9 +10,9 @@ from torch import Tensor, nn
 
 from sfumato.conditions import Condition, Kinds
 from sfumato.denoisers.layers import (
-    CrossAttention,
     LevelEmbedding,
     Modulation,
+    TextAttention,
     attend,
     depth_to_space,
     space_to_depth,
@@ -101,7 +101,7 @@ class PixelTransformer(nn.Module):
         self.modulation = zero(Modulation(channels, 6 * channels * depth + 2 * channels))
         self.blocks = nn.ModuleList(TransformerBlock(channels, channels // 64) for _ in range(depth))
         readers = depth if kinds.tokens else 0
-        self.text = nn.ModuleList(CrossAttention(channels, kinds.tokens) for _ in range(readers))
+        self.text = nn.ModuleList(TextAttention(channels, kinds.tokens) for _ in range(readers))
         self.read, self.write = nn.ModuleDict(), nn.ModuleDict()
         for stage, side in self.patch.items():
             self.read[str(stage)] = nn.Linear((ladder.channels + kinds.image) * side**2, channels)
@@ -118,7 +118,7 @@ class PixelTransformer(nn.Module):
         for i, own in enumerate(per_block.chunk(len(self.blocks), dim=1)):
             x = self.blocks[i](x, turn, own)
             if self.text:
-                x = x + self.text[i].read(F.layer_norm(x, (self.channels,)), c)  # type: ignore[operator]
+                x = x + self.text[i](F.layer_norm(x, (self.channels,)), c)
         shift, scale = last[:, None].chunk(2, dim=2)
         x = self.write[str(stage)](torch.addcmul(shift, F.layer_norm(x, (self.channels,)), 1 + scale))
         return depth_to_space(x.transpose(1, 2).unflatten(2, (height, width)), self.patch[stage])

@@ -66,8 +66,8 @@ class Attention(nn.Module):
         return x + self.out(mixed).view(batch, height, width, channels).permute(0, 3, 1, 2)
 
 
-class CrossAttention(nn.Module):
-    """Residual attention of a feature map on the tokens of a text, (B, C, h, w) -> (B, C, h, w).
+class TextAttention(nn.Module):
+    """Attention of pixels on the tokens of a text, (B, N, C) -> (B, N, C).
 
     One learned token is always there beside the text's: what is looked at where the text says nothing, or is dropped.
     """
@@ -75,19 +75,12 @@ class CrossAttention(nn.Module):
     def __init__(self, channels: int, width: int, head_width: int = 64) -> None:
         super().__init__()
         self.heads = next(h for h in range(max(channels // head_width, 1), 0, -1) if channels % h == 0)
-        self.norm = group_norm(channels)
         self.query = nn.Linear(channels, channels)
         self.key_value = nn.Linear(width, 2 * channels)
         self.nothing = nn.Parameter(torch.zeros(1, 1, 2 * channels))
         self.out = zero(nn.Linear(channels, channels))
 
-    def forward(self, x: Tensor, c: Condition) -> Tensor:
-        batch, channels, height, width = x.shape
-        pixels = self.norm(x).permute(0, 2, 3, 1).reshape(batch, height * width, channels)  # (B, N, C)
-        return x + self.read(pixels, c).view(batch, height, width, channels).permute(0, 3, 1, 2)
-
-    def read(self, pixels: Tensor, c: Condition) -> Tensor:
-        """What (B, N, C) pixels learn from the text, (B, N, C)."""
+    def forward(self, pixels: Tensor, c: Condition) -> Tensor:
         batch, count, channels = pixels.shape
         key_value, mask = self.nothing.expand(batch, -1, -1).to(pixels), None
         if c.tokens is not None and c.mask is not None:
@@ -99,6 +92,19 @@ class CrossAttention(nn.Module):
         key, value = key_value.view(batch, -1, 2, self.heads, channels // self.heads).permute(2, 0, 3, 1, 4)
         mixed = attend(query, key.to(query), value.to(query), mask)  # (B, heads, N, d)
         return self.out(mixed.transpose(1, 2).reshape(batch, count, channels))
+
+
+class CrossAttention(TextAttention):
+    """The same as a residual branch over a feature map, (B, C, h, w) -> (B, C, h, w)."""
+
+    def __init__(self, channels: int, width: int) -> None:
+        super().__init__(channels, width)
+        self.norm = group_norm(channels)
+
+    def forward(self, x: Tensor, c: Condition) -> Tensor:
+        batch, channels, height, width = x.shape
+        pixels = self.norm(x).permute(0, 2, 3, 1).reshape(batch, height * width, channels)  # (B, N, C)
+        return x + super().forward(pixels, c).view(batch, height, width, channels).permute(0, 3, 1, 2)
 
 
 class Modulation(nn.Linear):

@@ -19,7 +19,7 @@ import torch
 from sfumato import weights
 from sfumato.conditions import Kinds
 from sfumato.conditions.sources import Source
-from sfumato.config import Config, preset
+from sfumato.config import SAMPLING, Config, preset
 from sfumato.data import ImageSet, load
 from sfumato.devices import find_device
 from sfumato.errors import InputError
@@ -163,7 +163,7 @@ def _config(dataset: ImageSet, name: str | None, settings: Mapping[str, str] | N
 def _identity(config: Config, dataset: ImageSet, seed: int) -> dict[str, Any]:
     """What must be the same for a run to go on."""
     identity = {
-        "config": config.to_json(),
+        "config": {key: value for key, value in config.to_json().items() if key not in SAMPLING},
         "size": list(dataset.size),
         "classes": list(dataset.classes),
         "data": f"{dataset.name} ({len(dataset)} images, {dataset.fingerprint()})",
@@ -237,9 +237,10 @@ def _save(run: Run, out: Path, identity: dict[str, Any]) -> None:
 def _grid(run: Run, out: Path) -> None:
     """A picture of what the average draws now: two of each of the first eight classes, or of what eight images are told."""
     asked: dict[str, Any] = {}
-    if classes := len(run.data.classes):
+    kinds = run.source.kinds
+    if classes := len(run.data.classes) * (not kinds.image):
         asked["label"] = [i % min(classes, 8) for i in range(16)]
-    elif run.source.kinds != Kinds():
+    elif kinds != Kinds():
         index = np.arange(16) % min(len(run.data), 8)
         x = (2 * run.data.pixels(index) - 1).to(run.device)
         asked["condition"] = run.source.batch(index, x, torch.Generator().manual_seed(0))
