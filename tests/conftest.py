@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import atexit
 import gzip
+import json
 import os
 import shutil
 import struct
@@ -20,6 +21,9 @@ from PIL import Image
 os.environ["SFUMATO_CACHE"] = tempfile.mkdtemp(prefix="sfumato-tests-")
 atexit.register(shutil.rmtree, os.environ["SFUMATO_CACHE"], ignore_errors=True)
 os.environ.setdefault("OMP_NUM_THREADS", "2")
+
+
+COLOURS = {"red": (230, 30, 30), "blue": (30, 30, 230), "green": (30, 200, 30)}
 
 
 class Result(NamedTuple):
@@ -83,6 +87,17 @@ def write_images(folder: Path, classes: tuple[str, ...], each: int, side: int = 
         for i in range(each):
             pixels = numbers.integers(0, 256, (side, side, channels), dtype=np.uint8)
             Image.fromarray(pixels[..., 0] if channels == 1 else pixels).save(folder / name / f"{i}.png")
+    return folder
+
+
+def write_captioned(folder: Path) -> Path:
+    """24 plain 8x8 squares, red, blue or green, and a ``metadata.jsonl`` that says which."""
+    folder.mkdir(parents=True)
+    with (folder / "metadata.jsonl").open("w") as lines:
+        for i in range(24):
+            name, colour = list(COLOURS.items())[i % 3]
+            Image.new("RGB", (8, 8), colour).save(folder / f"{i}.png")
+            lines.write(json.dumps({"file_name": f"{i}.png", "text": f"a {name} square"}) + "\n")
     return folder
 
 

@@ -13,7 +13,7 @@ from typing import Any
 
 import pytest
 import torch
-from conftest import Command, write_images
+from conftest import Command, write_captioned, write_images
 
 ROOT = Path(__file__).parent.parent
 BLOCK = re.compile(r"^```(\w*)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
@@ -72,6 +72,7 @@ def run_blocks(found: list[tuple[str, str]], sfumato: Command) -> None:
 
 def test_readme(sfumato: Command, inside: Path, small_fashion: Path) -> None:
     write_images(inside / "my-folder", ("cat", "dog"), 30, side=16, channels=3)
+    write_captioned(inside / "captioned")
     run_blocks(blocks("README.md"), sfumato)
     # What it says is in a run folder is there, and nothing else.
     named = re.findall(r"^\| `([\w.]+)/?` \|", (ROOT / "README.md").read_text(), re.MULTILINE)

@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
-from conftest import Command
+from conftest import COLOURS, Command, write_captioned
 from oracles import TINY
-from PIL import Image
 from text_models import save_bert
 
 from sfumato.data import ImageSet
@@ -18,9 +16,6 @@ from sfumato.errors import InputError
 from sfumato.generator import Generator
 from sfumato.guidance import Guidance
 from sfumato.training import train, training_steps
-
-COLOURS = {"red": (230, 30, 30), "blue": (30, 30, 230), "green": (30, 200, 30)}
-
 
 @pytest.fixture(scope="module")
 def language_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
@@ -154,19 +149,8 @@ def test_a_model_whose_language_model_is_gone_says_so(run: Path, tmp_path: Path)
 # -- the command line --------------------------------------------------------------------------------------------------
 
 
-def captioned(folder: Path) -> Path:
-    folder.mkdir()
-    data = squares()
-    assert data.captions is not None
-    with (folder / "metadata.jsonl").open("w") as lines:
-        for i, (image, texts) in enumerate(zip(data.images, data.captions, strict=True)):
-            Image.fromarray(image).save(folder / f"{i}.png")
-            lines.write(json.dumps({"file_name": f"{i}.png", "text": texts[0]}) + "\n")
-    return folder
-
-
 def test_commands(sfumato: Command, inside: Path, language_model: Path):
-    captioned(inside / "captioned")
+    write_captioned(inside / "captioned")
     words = [f"--set={key}={value}" for key, value in settings(language_model).items()]
     result = sfumato("train", "--data", "captioned", "--out", "run", "--steps", 2, *words)
     assert result.status == 0 and "--prompt 'a " in result.out, result

@@ -19,11 +19,12 @@ from sfumato.conditions.text import TextEncoder, find_encoder
 from sfumato.config import Config
 from sfumato.denoisers import Denoiser
 from sfumato.devices import autocast_type, find_device
+from sfumato.editing import Picture, edit, plan
 from sfumato.errors import InputError, nearest
 from sfumato.film import film
 from sfumato.guidance import Guidance, guided
 from sfumato.ladder import Ladder
-from sfumato.samplers import SAMPLERS, Denoise, Noise, Rung, share_steps
+from sfumato.samplers import SAMPLERS, Denoise, Noise, Rung, Sampler, share_steps
 
 FORMAT = 1
 # Of the default sampler where none are asked for: more did not bring the distance down, see benchmarks/RESULTS.md.
@@ -191,6 +192,7 @@ class Generator:
         weak: Generator | None = None,
         seed: int = 0,
         first: int = 0,
+        through: Callable[[Sampler], Sampler] | None = None,
     ) -> Iterator[Rung]:
         """The same, rung by rung: every state z and every predicted clean image on the way up, in [-1, 1] space.
 
@@ -202,6 +204,7 @@ class Generator:
             weak: a weaker generator of the same kind, for autoguidance; it takes the place of u.
             seed: of the request; image i has its own stream of noise, so it is the same in any batch.
             first: number of the first image.
+            through: what makes another sampler of the one asked for, such as an edit.
 
         Raises:
             InputError: an unknown label or sampler, impossible steps, guidance without labels.
@@ -209,7 +212,7 @@ class Generator:
         if n < 1:
             raise InputError(f"n={n}: draw 1 image or more")
         sampler = sampler or self.default_sampler
-        method = SAMPLERS.find(sampler)
+        method = SAMPLERS.find(sampler) if through is None else through(SAMPLERS.find(sampler))
         if sampler == "heun" and self.config.rungs:
             raise InputError("sampler 'heun' looks between the rungs, where a model with sharing=rung has no network: "
                              "choose euler, ancestral or mean")  # fmt: skip
@@ -247,6 +250,45 @@ class Generator:
                 )
         noise = Noise(seed, range(first, first + n), self.device)
         return _without_gradients(method(guided(denoise, other, guidance), self.ladder, noise, shared))
+
+    def edit(
+        self,
+        image: Picture,
+        n: int = 16,
+        label: Labels = None,
+        *,
+        prompt: Prompts = None,
+        condition: Condition | None = None,
+        strength: float | None = None,
+        mask: Picture | None = None,
+        resample: int | None = None,
+        **how: Any,
+    ) -> Tensor:
+        """Draw n images from one: image to image, inpainting where there is a mask, super-resolution of a small image.
+
+        >>> generator.edit("bag.png", 8, "bag", strength=0.4)          # doctest: +SKIP
+
+        Args:
+            image: a file, an open image, or a tensor (C, H, W) in [0, 1]; brought to the model's size and channels.
+                Without strength and mask one that is nearer in area to a coarser stage than to the finest is enlarged,
+                and the result, pooled, is that image.
+            n: how many.
+            label, prompt, condition: as in ``sample``; None tells nothing, where ``sample`` has the classes take turns.
+            strength: 0 gives the image itself, 1 forgets it (without a mask: ``sample`` with the same seed). None is
+                ``editing.STRENGTH``, with a mask 1.
+            mask: of the size of the image; what is white is painted anew, what is black keeps its pixels exactly.
+            resample: how often the lower half of each stage is painted again to fit in better; None is
+                ``editing.RESAMPLE``.
+            how: ``steps``, ``sampler``, ``guidance``, ``weak``, ``seed``, ``batch_size``, ``progress`` as in ``sample``.
+
+        Returns:
+            (n, C, H, W) float32 in [0, 1], on the CPU.
+
+        Raises:
+            InputError: as ``sample``; an image or a mask that cannot be used, an impossible strength, sampler "mean".
+        """
+        planned = plan(self.ladder, image, strength, mask)
+        return edit(self, planned, n, label, prompt=prompt, condition=condition, resample=resample, **how)
 
     def film(self, n: int = 1, label: Labels = None, image: Tensor | None = None, **how: Any) -> Image.Image:
         """Both directions of the chain as one picture; see ``film.film``."""

@@ -209,11 +209,11 @@ def hash_split(name: str, captioned: bool = False) -> str:
     return "test" if draw("split", name) % (20 if captioned else 10) == 0 else "train"
 
 
-def open_image(source: Path | bytes, most: Size | None = None) -> Image.Image:
+def open_image(source: Path | bytes, most: Size | None = None, alpha: bool = False) -> Image.Image:
     """The first frame as it is meant to be seen, in mode L or RGB: upright, transparency on white, 16 bits scaled to 8.
 
     ``most``: (H, W) that is enough; a larger JPEG is then decoded at a lower resolution, not below twice that.
-    Raises Unreadable.
+    ``alpha``: in mode RGBA instead, with its transparency. Raises Unreadable.
     """
     with _opened(source) as image:
         if most is not None:
@@ -223,7 +223,10 @@ def open_image(source: Path | bytes, most: Size | None = None) -> Image.Image:
             turned = ImageOps.exif_transpose(image)
         except Exception:  # damaged EXIF data: the picture itself may be sound
             turned = image
-        return _to_grey_or_rgb(turned, image.format)
+        flat = _to_grey_or_rgb(turned, image.format)
+        if alpha:  # an image without transparency is opaque
+            return (turned if _SEE_THROUGH in flat.info else flat).convert("RGBA")
+        return flat
 
 
 def _to_grey_or_rgb(image: Image.Image, kind: str | None) -> Image.Image:

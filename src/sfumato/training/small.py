@@ -74,7 +74,7 @@ class SmallRun:
         if bool(torch.isfinite(norm)) and bool(torch.isfinite(loss)):
             self.optimizer.step()
             self.failures = 0
-            value = float(loss)
+            value = float(loss.detach())
             self.shown = value if math.isnan(self.shown) else SMOOTHING * self.shown + (1 - SMOOTHING) * value
         else:
             self.skipped += 1

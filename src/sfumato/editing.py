@@ -1,0 +1,345 @@
+"""Editing with a generator that was trained for none of it: image to image, inpainting, super-resolution.
+
+All three are the ladder's own climb, begun at a rung that holds the given image instead of at pure noise, and with what is
+known put into each predicted clean image x^. Where x^ is right, every step of every sampler leaves the state on
+``B x + s e``: so the known part of z stays the given image, noised to the level and shrunk to the stage at hand, across
+the jumps too, and samplers know nothing of it.
+"""
+
+from __future__ import annotations
+
+import io
+import math
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+from PIL import Image
+from torch import Tensor
+
+from sfumato.conditions import Condition
+from sfumato.data.decode import Unreadable, open_image
+from sfumato.data.fit import as_image, fit_image
+from sfumato.errors import InputError
+from sfumato.ladder import Ladder, Level, flow_time, from_flow_time, pool, repeat
+from sfumato.pictures import to_bytes
+from sfumato.samplers import Denoise, Halfway, Noise, Rung, Sampler
+
+if TYPE_CHECKING:
+    from sfumato.generator import Generator, Labels, Prompts
+
+Picture = str | Path | Image.Image | Tensor  # a file; an open image; (C, H, W) or (1, C, H, W) in [0, 1]
+
+STRENGTH = 0.6  # of image to image, where none is asked for
+RESAMPLE = 2  # of inpainting, where it is not said: see benchmarks below in ``inpaint``
+IMAGE_TO_IMAGE, INPAINTING, SUPER_RESOLUTION = "image to image", "inpainting", "super-resolution"
+_MODES = {1: "L", 3: "RGB", 4: "RGBA"}
+_ROUNDS = 30  # of bringing an enlarged image both into [0, 1] and to the small one: a thousandth of a grey level is left
+
+
+@dataclass(frozen=True)
+class Edit:
+    """What is to be done to which image; made by ``plan``.
+
+    Args:
+        kind: IMAGE_TO_IMAGE, INPAINTING or SUPER_RESOLUTION.
+        image: (C, h, w) in [0, 1], at the resolution of ``stage``.
+        stage: the finest; for super-resolution the coarser one that the image lies in.
+        strength: 0 (the image itself) to 1 (pure noise).
+        known: (1, H, W) bool, the pixels to keep; None where there is no mask.
+    """
+
+    kind: str
+    image: Tensor
+    stage: int
+    strength: float = 1.0
+    known: Tensor | None = None
+
+    def __str__(self) -> str:
+        if self.kind == SUPER_RESOLUTION:
+            return f"{self.kind} from {self.image.shape[2]}x{self.image.shape[1]}"
+        painted = "" if self.known is None else f", {1 - self.known.double().mean():.0%} painted anew"
+        return f"{self.kind}{painted}, strength {self.strength:g}"
+
+
+def plan(ladder: Ladder, image: Picture, strength: float | None = None, mask: Picture | None = None) -> Edit:
+    """What is to be done to an image, and the image as the ladder needs it.
+
+    Files and open images of any size and mode are brought to the model's: transparency on white (for a model of RGBA it
+    is kept), cropped to its shape. Without mask and strength an image that is nearer in area to a coarser stage than to
+    the finest is one to enlarge.
+
+    Args:
+        ladder: of the model.
+        image: see ``Picture``; a tensor of a stage's shape is taken as it is.
+        strength: 0 to 1; None is STRENGTH without a mask and 1 with one.
+        mask: of the size of the image as given; what is lighter than half grey is painted anew, the rest kept.
+
+    Raises:
+        InputError: an image or a mask that cannot be used, a strength that is not within 0 and 1.
+    """
+    if strength is not None and not 0 <= strength <= 1:
+        raise InputError(f"strength {strength} is impossible: give 0 (the image itself) to 1 (nothing of it)")
+    name = _name(image, "the image to start from")
+    given = _open(image, name, ladder.channels)
+    height, width = _size(given)
+    finest = ladder.stages - 1
+    if mask is not None:
+        stencil = _name(mask, "the mask")
+        opened = _open(mask, stencil, 1)
+        if _size(opened) != (height, width):
+            size = _size(opened)
+            raise InputError(
+                f"{stencil} is {size[1]}x{size[0]}, but {name} is {width}x{height}: give a mask of the same size"
+            )
+        known = _fitted(opened, ladder.size, 1) < 0.5  # (1, H, W)
+        if bool(known.all()):
+            raise InputError(f"{stencil} has no white in it, so there is nothing to paint: make white what is to be new")
+        full = _fitted(given, ladder.size, ladder.channels)
+        return Edit(INPAINTING, full, finest, 1.0 if strength is None else float(strength), known)
+    stage = _nearest_stage(ladder, height * width)
+    if strength is None and stage < finest:
+        return Edit(SUPER_RESOLUTION, _fitted(given, ladder.shape(stage)[1:], ladder.channels), stage)
+    full = _fitted(given, ladder.size, ladder.channels)
+    return Edit(IMAGE_TO_IMAGE, full, finest, STRENGTH if strength is None else float(strength))
+
+
+def level_of(ladder: Ladder, strength: float) -> Level:
+    """The rung whose noise a strength over 0 stands for, 1 being the ladder's foot.
+
+    Each stage has an equal share of strength, and within it strength is linear in flow time ``n = s / (1 + s)``, as the
+    samplers' steps are.
+    """
+    if strength == 1:
+        return Level(0, ladder.jumps[0])
+    place = strength * ladder.stages
+    above = math.ceil(place) - 1  # stages: where two meet, the finer one counts
+    stage = ladder.stages - 1 - above
+    low, high = flow_time(torch.tensor([ladder.ends[stage], ladder.jumps[stage]], dtype=torch.float64))
+    return Level(stage, float(from_flow_time(low + (place - above) * (high - low))))
+
+
+# -- what is known goes into each x^ --------------------------------------------------------------------------------------
+
+
+def keep(denoise: Denoise, ladder: Ladder, x: Tensor, known: Tensor) -> Denoise:
+    """x^ with the known pixels in their places, at the resolution of each stage.
+
+    Of a coarse pixel that stands for known and unknown ones the known share is put in, and the rest is taken to be as
+    the pixel is predicted: ``x^' = A(m x) + (1 - A m) x^``.
+
+    Args:
+        x: (1, C, H, W), clean; known: m, (1, 1, H, W), 1 where x is to be kept and 0 elsewhere.
+    """
+    parts = [(ladder.shrink(known * x, stage), 1 - ladder.shrink(known, stage)) for stage in range(ladder.stages)]
+
+    def kept(z: Tensor, sigma: float, stage: int) -> Tensor:
+        told, free = parts[stage]
+        return told + free * denoise(z, sigma, stage)
+
+    return kept
+
+
+def agree(denoise: Denoise, small: Tensor, at: int) -> Denoise:
+    """x^ of the stages above ``at``, shifted so that its blocks have the pixels of ``small`` as their means.
+
+    Range and null space (Wang et al. 2022, DDNM, arXiv 2212.00490, equation 8): ``x^' = x^ + Up(y - A x^)``, with as many
+    poolings as lie between the stages.
+    """
+
+    def agreeing(z: Tensor, sigma: float, stage: int) -> Tensor:
+        return towards(denoise(z, sigma, stage), small, stage - at)
+
+    return agreeing
+
+
+def towards(x: Tensor, small: Tensor, halvings: int) -> Tensor:
+    """``x + Up^n (y - A^n x)``: the image nearest to x whose n-fold pooling is y."""
+    seen = x
+    for _ in range(halvings):
+        seen = pool(seen)
+    error = small - seen
+    for _ in range(halvings):
+        error = repeat(error)
+    return x + error
+
+
+# -- the climb --------------------------------------------------------------------------------------------------------------
+
+
+def edited(sampler: Sampler, edit: Edit, resample: int = 0, on_rungs: bool = False) -> Sampler:
+    """A sampler that edits; it yields the rungs of ``sampler`` from the edit's own level on.
+
+    * image to image: SDEdit (Meng et al. 2021, arXiv 2108.01073), begun at ``ladder.marginal`` of the image.
+    * inpainting: the same with ``keep``; RePaint (Lugmayr et al. 2022, arXiv 2201.09865), but for the known part's states,
+      which come from one chain and are not drawn anew at every level. ``resample`` times the lower half of each stage is
+      noised and climbed again (its section 4.2): what was painted while the known part was hidden in more noise is
+      painted again with it in clearer view.
+    * super-resolution: begun by the exact jump from the small image at the end of its stage, with ``agree``.
+
+    Args:
+        on_rungs: begin at the rung nearest to the level asked for: a network for each rung knows no other.
+
+    Raises:
+        InputError: the sampler cannot begin halfway.
+    """
+
+    def climb(denoise: Denoise, ladder: Ladder, noise: Noise, steps: Sequence[int]) -> Iterator[Rung]:
+        levels = ladder.levels(steps)
+        level, z, told = _begin(edit, denoise, ladder, noise, levels if on_rungs else None)
+        for stage in range(level.stage, ladder.stages):
+            if stage > level.stage:
+                level = Level(stage, ladder.jumps[stage])
+                z = ladder.jump(z, stage, noise(ladder.shape(stage)))
+            half = min(level.sigma, levels[stage][steps[stage] // 2])
+            for again in range(resample + 1):
+                if again:
+                    level = Level(stage, half)
+                    z = ladder.noisier(z, stage, ladder.ends[stage], half, noise(ladder.shape(stage)))
+                for i, rung in enumerate(sampler(told, ladder, Halfway(noise, level, z), steps)):
+                    if i == 0 and (rung.stage, rung.sigma) != level:
+                        raise InputError("this sampler cannot begin at an image: choose another, such as dpmpp-2m")
+                    yield rung
+                    if (rung.stage, rung.sigma) == (stage, ladder.ends[stage]):
+                        z = rung.z
+                        break
+
+    return climb
+
+
+def _begin(
+    edit: Edit, denoise: Denoise, ladder: Ladder, noise: Noise, rungs: list[list[float]] | None
+) -> tuple[Level, Tensor, Denoise]:
+    """The level at which an edit begins, the state there, and the denoiser that is told what is known."""
+    if edit.kind == SUPER_RESOLUTION:
+        e, stage = noise(ladder.shape(edit.stage)), edit.stage + 1
+        small = 2 * edit.image[None].to(e) - 1
+        z = ladder.jump(small + ladder.ends[edit.stage] * e, stage, noise(ladder.shape(stage)))
+        return Level(stage, ladder.jumps[stage]), z, agree(denoise, small, edit.stage)
+    level = level_of(ladder, edit.strength)
+    if rungs is not None:
+        time = level.sigma / (1 + level.sigma)
+        level = Level(level.stage, min(rungs[level.stage][:-1], key=lambda sigma: abs(sigma / (1 + sigma) - time)))
+    e = noise(ladder.shape(level.stage))
+    x = 2 * edit.image[None].to(e) - 1
+    if edit.known is None:
+        return level, ladder.marginal(x, *level, e), denoise
+    known = edit.known[None].to(e)
+    seen = known * x if edit.strength == 1 else x  # at full strength nothing shows of what is to be painted
+    return level, ladder.marginal(seen, *level, e), keep(denoise, ladder, x, known)
+
+
+def edit(
+    generator: Generator,
+    planned: Edit,
+    n: int = 16,
+    label: Labels = None,
+    *,
+    prompt: Prompts = None,
+    condition: Condition | None = None,
+    resample: int | None = None,
+    sampler: str | None = None,
+    **how: Any,
+) -> Tensor:
+    """Carry out an edit n times; arguments, result and errors as of ``Generator.edit``."""
+    if n < 1:
+        raise InputError(f"n={n}: make 1 image or more")
+    sampler = sampler or generator.default_sampler
+    if sampler == "mean":
+        raise InputError(
+            "sampler 'mean' adds no noise after its start, so it cannot go through noised images: choose another one"
+        )
+    if resample is not None and (planned.known is None or resample < 0):
+        raise InputError(
+            f"resample={resample} is impossible: give 0 or more"
+            if planned.known is not None
+            else "resample is for inpainting: give a mask too, or leave it out"
+        )
+    if planned.kind == IMAGE_TO_IMAGE and planned.strength == 1:
+        return generator.sample(n, label, prompt=prompt, condition=condition, sampler=sampler, **how)
+    if condition is None:
+        nothing = label is None and prompt is None
+        if nothing and generator.classes and not generator.config.drop:
+            raise InputError("this model was trained with drop=0, so it cannot do without a label: give one")
+        # Without a word about it the classes do not take turns, as they do in sampling: the image says what it is.
+        condition = Condition() if nothing else generator.condition(n, label, prompt)
+    if planned.strength == 0:
+        return planned.image.repeat(n, 1, 1, 1)
+    times = RESAMPLE if resample is None and planned.known is not None else resample or 0
+    on_rungs = bool(generator.config.rungs)
+    pixels = generator.sample(
+        n,
+        condition=condition,
+        sampler=sampler,
+        through=lambda method: edited(method, planned, times, on_rungs),
+        **how,
+    )
+    if planned.known is not None:
+        return torch.where(planned.known, planned.image, pixels)
+    if planned.kind == SUPER_RESOLUTION:
+        halvings = generator.ladder.stages - 1 - planned.stage
+        for _ in range(_ROUNDS):  # clipping to [0, 1] moved means: alternating projections on both convex sets
+            pixels = towards(pixels, planned.image, halvings).clamp(0, 1)
+    return pixels
+
+
+# -- images and masks as they are given -----------------------------------------------------------------------------------
+
+
+def _name(picture: Picture, otherwise: str) -> str:
+    return repr(str(picture)) if isinstance(picture, str | Path) else otherwise
+
+
+def _open(picture: Picture, name: str, channels: int) -> Image.Image | Tensor:
+    """A file or an open image in mode L, RGB or (for 4 channels) RGBA; a tensor, checked, as (C, H, W)."""
+    if isinstance(picture, Tensor):
+        x = picture[0] if picture.ndim == 4 and len(picture) == 1 else picture
+        if x.ndim != 3 or x.shape[0] not in _MODES or not x.is_floating_point() or min(x.shape) < 1:
+            raise InputError(
+                f"{name} is a {x.dtype} tensor of shape {tuple(picture.shape)}: give floats (C, H, W), C being 1, 3 or 4"
+            )
+        x = x.detach().to("cpu", torch.float32)
+        if not bool(((x >= 0) & (x <= 1)).all()):
+            raise InputError(f"{name} has values outside [0, 1]: scale its pixels to that range")
+        return x
+    source = picture
+    if isinstance(source, Image.Image):
+        encoded = io.BytesIO()
+        kept = source if source.mode in ("1", "L", "LA", "P", "RGB", "RGBA", "I", "I;16") else source.convert("RGB")
+        kept.save(encoded, format="PNG")
+        source = encoded.getvalue()
+    try:
+        return open_image(Path(source) if isinstance(source, str) else source, alpha=channels == 4)
+    except Unreadable as error:
+        raise InputError(f"{name} cannot be used: {error}; give an image that opens") from None
+
+
+def _size(opened: Image.Image | Tensor) -> tuple[int, int]:
+    """(H, W)."""
+    return (opened.shape[1], opened.shape[2]) if isinstance(opened, Tensor) else (opened.height, opened.width)
+
+
+def _fitted(opened: Image.Image | Tensor, size: Sequence[int], channels: int) -> Tensor:
+    """(C, H, W) float32 in [0, 1]; a tensor of just this shape keeps its values, all else goes through 8 bits."""
+    if isinstance(opened, Tensor):
+        if tuple(opened.shape) == (channels, *size):
+            return opened
+        return _fitted(as_image(to_bytes(opened[None])[0]), size, channels)
+    if opened.mode == "RGBA" and channels != 4:
+        flat = Image.new("RGB", opened.size, "white")
+        flat.paste(opened, mask=opened.getchannel("A"))
+        opened = flat
+    array = fit_image(opened.convert(_MODES[channels]), (size[0], size[1]), "crop")  # (H, W, C) uint8
+    return torch.from_numpy(array.copy()).permute(2, 0, 1).float() / 255
+
+
+def _nearest_stage(ladder: Ladder, area: int) -> int:
+    """The stage whose images have an area nearest to this one, in ratio; the finest for any larger."""
+
+    def distance(stage: int) -> float:
+        _, height, width = ladder.shape(stage)
+        return abs(math.log(area / (height * width)))
+
+    return min(range(ladder.stages - 1, -1, -1), key=distance)
