@@ -122,3 +122,20 @@ def small_fashion(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.
     folder = write_fashion(tmp_path_factory.mktemp("fashion"))
     monkeypatch.setenv("SFUMATO_FASHION_MNIST", str(folder))
     return folder
+
+
+@pytest.fixture
+def own_cache(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A cache for this test alone."""
+    monkeypatch.setenv("SFUMATO_CACHE", str(tmp_path_factory.mktemp("cache")))
+
+
+@pytest.fixture(scope="module")
+def kept(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tmp_path_factory.mktemp("kept")
+
+
+@pytest.fixture
+def kept_cache(kept: Path, own_cache: None, monkeypatch: pytest.MonkeyPatch) -> None:
+    """One cache for the tests with thousands of images."""
+    monkeypatch.setenv("SFUMATO_CACHE", str(kept))

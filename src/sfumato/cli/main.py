@@ -17,7 +17,7 @@ DONE, BAD_INPUT, INTERRUPTED = 0, 2, 130
 
 app = typer.Typer(
     name="sfumato",
-    help="Train a small image generator from scratch and sample from it; attack image classifiers and audit them.",
+    help="Train a small image generator from scratch, by labels or texts, and sample from it; attack image classifiers and audit them.",
     epilog="Exit status: 0 done, 1 a check that was asked for failed, 2 bad input or usage, 130 interrupted. Start with: sfumato demo",
     add_completion=False,
     pretty_exceptions_enable=False,

@@ -19,6 +19,7 @@ from sfumato.cli.console import (
     SeedOption,
     SizeOption,
     check_folder,
+    counting,
     load_images,
     read_settings,
     read_size,
@@ -67,6 +68,12 @@ def train(
 
     budget = Budget.of(minutes, images, steps)  # before the images are decoded: that may take its time
     dataset = load_images(data, pixels, fit)
+    if dataset.captions is not None:
+        from sfumato.conditions.sources import source_of
+        from sfumato.config import Config
+
+        with counting("reading captions") as progress:  # into the cache, with a bar: training finds them there
+            source_of(dataset, chosen.get("text", Config.text), progress)
     run = training_steps(
         dataset, out, minutes=minutes, images=images, steps=steps, preset=preset, settings=chosen, size=pixels, fit=fit,
         device=device, seed=seed,
