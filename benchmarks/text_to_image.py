@@ -32,7 +32,8 @@ from benchmarks.trial import STATS, runs_folder
 from sfumato.conditions import Condition
 from sfumato.conditions.text import LatentStore, find_encoder
 from sfumato.data import ImageSet, load
-from sfumato.metrics import FEATURES, FeatureSpace, frechet_distance, reference_features
+from sfumato.metrics import frechet_distance, reference_features
+from sfumato.metrics.retrieval import Retrieval, find_judge
 from sfumato.pictures import grid, named_rows, save, to_bytes
 
 NAME = "text_to_image"
@@ -42,6 +43,8 @@ PROMPTS = (
     "red heart", "smiling face with sunglasses", "cat face", "green apple", "house", "sun", "blue heart", "purple cat",
 )  # fmt: skip
 EACH = 8  # pictures of each prompt
+HELD_OUT = 3  # pictures of each held-out caption
+SHOWN = {"ladder": "10:3", "cascade": "10:3", "diffusers": "15:3"}  # settings of the pictures
 
 
 def find(name: str) -> Any:
@@ -94,32 +97,40 @@ def draw(arm: Any, out: Path, captions: list[str], setting: str, seed: int) -> t
     return torch.cat(pictures), 1e3 * fastest
 
 
-class Judge:
-    """What all arms are measured with: the captions that are asked for, the feature space and its reference, the scorer."""
+class Measures:
+    """What all arms are measured with: the captions that are asked for, the reference features, the judge of captions."""
 
     def __init__(self, train: ImageSet, test: ImageSet, n: int) -> None:
         assert train.captions is not None and test.captions is not None
-        rows = np.random.default_rng(0).permutation(len(train))[:n]
-        self.known = [train.captions[i][0] for i in rows]
-        self.held_out = [texts[0] for texts in test.captions]
-        self.space: FeatureSpace = FEATURES.find("effnet-lite0")(train, torch.device("cpu"))
+        captions = [texts[0] for texts in train.captions]
+        self.known = [captions[i] for i in np.random.default_rng(0).permutation(len(train))[:n]]
+        new = [texts[0] for texts in test.captions if texts[0] not in set(captions)]
+        self.held_out = new * HELD_OUT
+        self.retrieval = Retrieval(find_judge(train, torch.device("cpu")), train, test)
+        self.space = self.retrieval.judge.space
         self.reference = reference_features(self.space, train)
-        self.identity = {"features": f"{self.space.name} {self.space.digest}", "reference": train.fingerprint(), "n": n}
+        self.fixed = {
+            "features": f"{self.space.name} {self.space.digest}",
+            "known_real": round(self.retrieval.of_real(train)["r_precision"], 4),
+            "held_out_real": round(self.retrieval.of_real(test)["r_precision"], 4),
+        }
 
-    def distance(self, pictures: Tensor) -> float:
-        """Frechet distance of (N, C, H, W) pictures in [0, 1] to the training images."""
-        images = ImageSet(to_bytes(pictures), None, (), "samples", "test")
-        return frechet_distance(self.space.of(images), self.reference)
+    def __call__(self, arm: Any, out: Path, setting: str, seed: int) -> dict[str, Any]:
+        """Distance, R-precision and time of one trained model at one setting."""
+        known, milliseconds = draw(arm, out, self.known, setting, seed)
+        held_out, _ = draw(arm, out, self.held_out, setting, seed + 1)
+        features = self.features(known)
+        return {
+            "distance": round(frechet_distance(features, self.reference), 4),
+            "known": round(self.retrieval(features, self.known)["r_precision"], 4),
+            "held_out": round(self.retrieval(self.features(held_out), self.held_out)["r_precision"], 4),
+            **self.fixed,
+            "milliseconds": round(milliseconds, 3),
+        }
 
-
-def measure(arm: Any, out: Path, setting: str, seed: int, judge: Judge) -> dict[str, Any]:
-    """Distance, R-precision and time of one trained model at one setting."""
-    known, milliseconds = draw(arm, out, judge.known, setting, seed)
-    return {
-        "setting": setting,
-        "distance": round(judge.distance(known), 4),
-        "milliseconds": round(milliseconds, 3),
-    }
+    def features(self, pictures: Tensor) -> Tensor:
+        """Those of (N, C, H, W) pictures in [0, 1], rounded to 8 bits as if saved."""
+        return self.space.of(ImageSet(to_bytes(pictures), None, (), "samples", "test"))
 
 
 def picture(arm: Any, out: Path, setting: str, file: Path) -> None:
@@ -136,7 +147,7 @@ def main() -> None:
     parser.add_argument("--arms", nargs="+", choices=ARMS, default=list(ARMS))
     parser.add_argument("--minutes", type=float, default=12.0, help="training budget, of the processor")
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--n", type=int, default=1000, help="images for each distance")
+    parser.add_argument("--n", type=int, default=500, help="images for each distance")
     parser.add_argument("--runs", help="folder for trained models (default: in $SFUMATO_CACHE or the temporary folder)")
     parser.add_argument("--train-into", type=Path, help="only train the one arm, in this process, into this new folder")
     chosen = parser.parse_args()
@@ -145,21 +156,29 @@ def main() -> None:
     if chosen.train_into:
         train_here(chosen.arms[0], train, chosen.minutes, chosen.seed, chosen.train_into)
         return
-    judge = Judge(train, load(chosen.data, size=chosen.size, split="test"), chosen.n)
-    known = records.read(NAME)
+    known, runs, stats = records.read(NAME), {}, {}
     for name in chosen.arms:
-        run = {"arm": name, "data": train.name, "size": chosen.size, "minutes": chosen.minutes, "seed": chosen.seed}
-        arm = find(name)
-        missing = [s for s in arm.SAMPLING if not records.has(known, **run, setting=s, **judge.identity)]
-        if not missing:
-            continue
-        place = f"text-{name}-{train.name}-{chosen.size}px-{chosen.minutes:g}min-seed{chosen.seed}"
-        out = runs_folder(chosen.runs) / place
-        stats = train_apart(name, chosen.data, chosen.size, chosen.minutes, chosen.seed, out)
-        for setting in missing:
-            result = measure(arm, out, setting, chosen.seed, judge)
-            records.append(NAME, {**run, **result, **stats, **judge.identity, "machine": machine.describe()})
+        run = {"arm": name, "data": train.name, "reference": train.fingerprint(), "size": chosen.size,
+               "minutes": chosen.minutes, "seed": chosen.seed, "n": chosen.n}  # fmt: skip
+        if not all(records.has(known, **run, setting=setting) for setting in find(name).SAMPLING):
+            runs[name] = run
+    place = f"{train.name}-{chosen.size}px-{chosen.minutes:g}min-seed{chosen.seed}"
+    folders = {name: runs_folder(chosen.runs) / f"text-{name}-{place}" for name in runs}
+    for name, out in folders.items():
+        stats[name] = train_apart(name, chosen.data, chosen.size, chosen.minutes, chosen.seed, out)
+        print(name, stats[name], flush=True)
+    if not runs:
+        return
+    measures = Measures(train, load(chosen.data, size=chosen.size, split="test"), chosen.n)
+    for name, run in runs.items():
+        arm, out = find(name), folders[name]
+        for setting in arm.SAMPLING:
+            if records.has(known, **run, setting=setting):
+                continue
+            result = {"setting": setting, **measures(arm, out, setting, chosen.seed)}
+            records.append(NAME, {**run, **result, **stats[name], "machine": machine.describe()})
             print(name, result, flush=True)
+        picture(arm, out, SHOWN[name], records.RESULTS / f"text-{name}-{place}.png")
 
 
 if __name__ == "__main__":

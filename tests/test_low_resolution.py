@@ -58,7 +58,7 @@ def test_levels_are_uniform_in_flow_time_and_in_no_order(told: tuple[Tensor, Con
     assert stats.kstest(time, "uniform", (low, high - low)).pvalue > 1e-3
     assert float(level.min()) >= LEVELS[0] - 1e-6 and float(level.max()) <= LEVELS[1] + 1e-6
     # The noise levels of x itself rise through a batch; one that did so too would tell the model of them.
-    assert stats.spearmanr(time, np.arange(600)).pvalue > 1e-3
+    assert abs(np.corrcoef(time, np.arange(600))[0, 1]) < 4 / 600**0.5
 
 
 def test_what_else_is_told_stays(told: tuple[Tensor, Condition]):
@@ -91,7 +91,7 @@ def test_the_same_stream_gives_the_same_condition():
 
 @pytest.mark.parametrize("network", ["unet", "dit"])
 def test_the_image_and_its_level_change_what_is_predicted(network: str):
-    settings = TINY if network == "unet" else {"depth": "1", "channels": "16"}
+    settings = TINY if network == "unet" else {"depth": "1", "channels": "64"}
     config = Config(stages=1).with_settings({"network": network, **settings})
     denoiser = config.denoiser(Ladder((8, 8), 1, 1), Kinds(classes=2, image=1))
     torch.manual_seed(0)

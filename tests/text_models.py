@@ -60,3 +60,20 @@ def save_clip(folder: Path) -> Path:
     torch.manual_seed(0)
     CLIPTextModel(config).save_pretrained(folder)
     return folder
+
+
+def save_clip_pair(folder: Path) -> Path:
+    """Both halves of a CLIP, for images of 32x32."""
+    from transformers import CLIPConfig, CLIPModel
+
+    text = {
+        "vocab_size": _save_tokenizer(folder), "hidden_size": WIDTH, "intermediate_size": 32, "num_hidden_layers": 2,
+        "num_attention_heads": 2, "max_position_embeddings": 32, "eos_token_id": 3, "bos_token_id": 2, "pad_token_id": 0,
+    }  # fmt: skip
+    image = {
+        "hidden_size": 16, "intermediate_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2, "image_size": 32,
+        "patch_size": 8,
+    }  # fmt: skip
+    torch.manual_seed(0)
+    CLIPModel(CLIPConfig(text_config=text, vision_config=image, projection_dim=12)).save_pretrained(folder)
+    return folder

@@ -25,7 +25,7 @@ from sfumato.conditions.sources import source_of
 from sfumato.data import ImageSet
 from sfumato.devices import autocast_type
 
-SAMPLING = ("15:2", "15:3", "15:5")
+SAMPLING = ("15:3", "15:5")
 DROP = 0.1  # of the texts
 
 

@@ -33,10 +33,12 @@ if TYPE_CHECKING:
 Picture = str | Path | Image.Image | Tensor  # a file; an open image; (C, H, W) or (1, C, H, W) in [0, 1]
 
 STRENGTH = 0.6  # of image to image, where none is asked for
-RESAMPLE = 2  # of inpainting, where it is not said: see benchmarks below in ``inpaint``
+# Of inpainting, where it is not said. Fashion-MNIST, holes of a sixth to a half: against 0 the squared error falls by a
+# tenth to a quarter, for twice the time; 4 takes four times as long.
+RESAMPLE = 2
 IMAGE_TO_IMAGE, INPAINTING, SUPER_RESOLUTION = "image to image", "inpainting", "super-resolution"
 _MODES = {1: "L", 3: "RGB", 4: "RGBA"}
-_ROUNDS = 30  # of bringing an enlarged image both into [0, 1] and to the small one: a thousandth of a grey level is left
+_BISECTIONS = 24  # to a shift of less than 1e-7
 
 
 @dataclass(frozen=True)
@@ -96,7 +98,10 @@ def plan(ladder: Ladder, image: Picture, strength: float | None = None, mask: Pi
             )
         known = _fitted(opened, ladder.size, 1) < 0.5  # (1, H, W)
         if bool(known.all()):
-            raise InputError(f"{stencil} has no white in it, so there is nothing to paint: make white what is to be new")
+            raise InputError(
+                f"{stencil} has no white in it, or too little to be seen at {ladder.size[1]}x{ladder.size[0]}, so there is "
+                "nothing to paint: make white what is to be new"
+            )
         full = _fitted(given, ladder.size, ladder.channels)
         return Edit(INPAINTING, full, finest, 1.0 if strength is None else float(strength), known)
     stage = _nearest_stage(ladder, height * width)
@@ -127,13 +132,19 @@ def level_of(ladder: Ladder, strength: float) -> Level:
 def keep(denoise: Denoise, ladder: Ladder, x: Tensor, known: Tensor) -> Denoise:
     """x^ with the known pixels in their places, at the resolution of each stage.
 
-    Of a coarse pixel that stands for known and unknown ones the known share is put in, and the rest is taken to be as
-    the pixel is predicted: ``x^' = A(m x) + (1 - A m) x^``.
+    A coarse pixel that stands for known and unknown ones gets the mean of the known, in full where they are half of them
+    or more, and less of it where they are fewer: ``x^' = f A(m x) / A m + (1 - f) x^`` with ``f = min(1, 2 A m)``. (To
+    wait for pixels that are known altogether leaves coarse stages to guess what lies at the edge of the hole: on
+    Fashion-MNIST the seams it shows are half as strong again.)
 
     Args:
         x: (1, C, H, W), clean; known: m, (1, 1, H, W), 1 where x is to be kept and 0 elsewhere.
     """
-    parts = [(ladder.shrink(known * x, stage), 1 - ladder.shrink(known, stage)) for stage in range(ladder.stages)]
+    parts = []
+    for stage in range(ladder.stages):
+        share = ladder.shrink(known, stage)
+        f = (2 * share).clamp_max(1)
+        parts.append((f * ladder.shrink(known * x, stage) / share.clamp_min(1e-6), 1 - f))
 
     def kept(z: Tensor, sigma: float, stage: int) -> Tensor:
         told, free = parts[stage]
@@ -145,7 +156,7 @@ def keep(denoise: Denoise, ladder: Ladder, x: Tensor, known: Tensor) -> Denoise:
 def agree(denoise: Denoise, small: Tensor, at: int) -> Denoise:
     """x^ of the stages above ``at``, shifted so that its blocks have the pixels of ``small`` as their means.
 
-    Range and null space (Wang et al. 2022, DDNM, arXiv 2212.00490, equation 8): ``x^' = x^ + Up(y - A x^)``, with as many
+    Range and null space (Wang et al. 2022, DDNM, arXiv 2212.00490, section 3): ``x^' = x^ + Up(y - A x^)``, with as many
     poolings as lie between the stages.
     """
 
@@ -157,13 +168,29 @@ def agree(denoise: Denoise, small: Tensor, at: int) -> Denoise:
 
 def towards(x: Tensor, small: Tensor, halvings: int) -> Tensor:
     """``x + Up^n (y - A^n x)``: the image nearest to x whose n-fold pooling is y."""
-    seen = x
+    return x + _up(small - _down(x, halvings), halvings)
+
+
+def clipped_towards(x: Tensor, small: Tensor, halvings: int) -> Tensor:
+    """The image in [0, 1] nearest to x whose n-fold pooling is y: each block shifted, then clipped, to the right mean."""
+    low, high = -torch.ones_like(_down(x, halvings)), torch.ones_like(_down(x, halvings))
+    for _ in range(_BISECTIONS):  # the mean rises with the shift
+        middle = (low + high) / 2
+        under = _down((x + _up(middle, halvings)).clamp(0, 1), halvings) < small
+        low, high = torch.where(under, middle, low), torch.where(under, high, middle)
+    return (x + _up((low + high) / 2, halvings)).clamp(0, 1)
+
+
+def _down(x: Tensor, halvings: int) -> Tensor:
     for _ in range(halvings):
-        seen = pool(seen)
-    error = small - seen
+        x = pool(x)
+    return x
+
+
+def _up(x: Tensor, halvings: int) -> Tensor:
     for _ in range(halvings):
-        error = repeat(error)
-    return x + error
+        x = repeat(x)
+    return x
 
 
 # -- the climb --------------------------------------------------------------------------------------------------------------
@@ -280,8 +307,7 @@ def edit(
         return torch.where(planned.known, planned.image, pixels)
     if planned.kind == SUPER_RESOLUTION:
         halvings = generator.ladder.stages - 1 - planned.stage
-        for _ in range(_ROUNDS):  # clipping to [0, 1] moved means: alternating projections on both convex sets
-            pixels = towards(pixels, planned.image, halvings).clamp(0, 1)
+        return clipped_towards(pixels, planned.image, halvings)
     return pixels
 
 
@@ -310,6 +336,8 @@ def _open(picture: Picture, name: str, channels: int) -> Image.Image | Tensor:
         kept = source if source.mode in ("1", "L", "LA", "P", "RGB", "RGBA", "I", "I;16") else source.convert("RGB")
         kept.save(encoded, format="PNG")
         source = encoded.getvalue()
+    elif not Path(source).is_file():
+        raise InputError(f"{name} is no file, or none that can be seen: give an image")
     try:
         return open_image(Path(source) if isinstance(source, str) else source, alpha=channels == 4)
     except Unreadable as error:

@@ -24,6 +24,7 @@ from sfumato.errors import InputError, nearest
 from sfumato.film import film
 from sfumato.guidance import Guidance, guided
 from sfumato.ladder import Ladder
+from sfumato.likelihood import Score, score
 from sfumato.samplers import SAMPLERS, Denoise, Noise, Rung, Sampler, share_steps
 
 FORMAT = 1
@@ -372,9 +373,23 @@ class Generator:
         kind = autocast_type(self.device, self.config.precision)
         return nullcontext() if kind is None else torch.autocast(self.device.type, kind)
 
+    def score(
+        self,
+        x: Tensor,
+        label: Labels = None,
+        *,
+        prompt: Prompts = None,
+        condition: Condition | None = None,
+        **how: Any,
+    ) -> Score:
+        """How likely images (N, C, H, W) in [0, 1] are, in bits per dimension; see ``likelihood.score``.
+
+        ``how``: ``method``, ``draws``, ``seed``, ``batch_size``, ``progress``.
+        """
+        return score(self, x, label, prompt=prompt, condition=condition, **how)
+
     # -- denoising --------------------------------------------------------------------------------------------------
 
-    @torch.no_grad()
     def denoise(self, x: Tensor, sigma: float | Tensor, label: Labels = None) -> Tensor:
         """The expected clean image ``E[x_0 | x]`` for ``x = x_0 + sigma e``: plain Gaussian noise at full resolution.
 
@@ -384,7 +399,8 @@ class Generator:
             label: as in ``sample``; None drops the condition.
 
         Returns:
-            (B, C, H, W) float32, in [0, 1] units (not clipped), on the device of x.
+            (B, C, H, W) float32, in [0, 1] units (not clipped), on the device of x; differentiable in x where x asks
+            for a gradient.
         """
         if tuple(x.shape[1:]) != self.ladder.shape(self.ladder.stages - 1):
             raise InputError(
@@ -402,7 +418,7 @@ class Generator:
             raise InputError("this model was trained with drop=0, so it cannot do without a label: give one")
         c = (Condition() if label is None else Condition(label=self.labels(len(x), label))).to(self.device)
         z = 2 * x.to(self.device, torch.float32) - 1
-        with self.autocast():
+        with self.autocast(), torch.set_grad_enabled(torch.is_grad_enabled() and x.requires_grad):
             x_hat = self.denoiser(z, level, self.ladder.stages - 1, c, torch.ones_like(level))
         return ((x_hat + 1) / 2).to(x.device)
 

@@ -213,9 +213,7 @@ class Ladder:
     def _noisier(self, z: Tensor, stage: int, low: float, high: float, generator: torch.Generator | None) -> Tensor:
         if high == low:
             return z
-        return self.noisier(
-            z, stage, low, high, torch.randn(z.shape, generator=generator, dtype=z.dtype).to(z.device)
-        )
+        return self.noisier(z, stage, low, high, torch.randn(z.shape, generator=generator, dtype=z.dtype).to(z.device))
 
     def noisier(self, z: Tensor, stage: int, low: float, high: float, noise: Tensor) -> Tensor:
         """``down`` within a stage, with the standard normal noise that is given, of the shape of z."""

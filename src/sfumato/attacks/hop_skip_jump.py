@@ -28,6 +28,8 @@ TRIALS = 100  # images tried until there is any start
 START_ROUNDS = 7  # of their bisection
 MOST_EVALUATIONS = 10_000  # of one gradient estimate
 FIRST_RADIUS = 0.1  # of the first estimate, as a share of the pixel range
+WIDER = 10  # times the paper's radius: more of the boundary, and of its normal, against the bisection's error
+MEMORY = {"L2": 0.0, "Linf": 0.7}  # weight of the last direction in the next; the sign that Linf takes gains by less noise
 NUMBERS_AT_ONCE = 2**24  # pixels in one batch of queries
 
 
@@ -60,7 +62,8 @@ def hop_skip_jump(
 
     Begins at an image that is adversarial, goes back to the boundary by bisection towards ``x``, estimates the
     boundary's normal from the labels of random points around, and jumps along it; each jump is halved until it stays
-    adversarial. A sample costs about ``evaluations * steps^1.5 * 2 / 3`` forward passes.
+    adversarial. The points lie ten times as far out as in the paper, and for Linf the normal is a running mean: both found
+    smaller perturbations at equal queries. A sample costs about ``evaluations * steps^1.5 * 2 / 3`` forward passes.
 
     Args:
         x: (B, ...) pixels in [0, 1].
@@ -143,12 +146,14 @@ def _walk(
     rounds = math.ceil(-math.log2(max(theta, 1e-7)))
     ask = functools.partial(adversarial, rows=rows)
     point = pull_back(x, start[rows], norm, ask, rounds)
+    normal = torch.zeros_like(point)
     for step in range(1, steps + 1):
         distance = norm_of(point - x, norm)  # (N,)
-        radius = distance * theta * (math.sqrt(values) if norm == "L2" else values)
+        radius = WIDER * distance * theta * (math.sqrt(values) if norm == "L2" else values)
         radius = torch.full_like(distance, FIRST_RADIUS) if step == 1 else radius.clamp(min=1e-6)
         count = min(int(evaluations * math.sqrt(step)), MOST_EVALUATIONS)
-        normal = _normal(adversarial, point, rows, streams, radius, count, norm)
+        estimate = _normal(adversarial, point, rows, streams, radius, count, norm)
+        normal = steepest(estimate + MEMORY[norm] * normal, "L2")
         direction = normal if norm == "L2" else normal.sign()
         point = _jump(adversarial, point, direction, rows, distance / math.sqrt(step))
         point = pull_back(x, point, norm, ask, rounds)

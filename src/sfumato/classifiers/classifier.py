@@ -22,6 +22,7 @@ from sfumato.devices import find_device
 from sfumato.errors import InputError
 
 TOLERANCE = 1e-6  # how far outside [0, 1] rounding may leave a pixel
+_FAR = torch.finfo(torch.float32).max  # what is farther, or NaN, is no pixel with noise on it
 
 
 class BudgetExceeded(InputError):
@@ -150,10 +151,10 @@ class Classifier:
 
     # -- passes ---------------------------------------------------------------------------------------------------
 
-    def __call__(self, x: Tensor) -> Tensor:
+    def __call__(self, x: Tensor, *, bounded: bool = True) -> Tensor:
         """(B, C, H, W) pixels in [0, 1] as (B, K) logits, float32 or float64, differentiable in ``x``.
 
-        One batch, however large. Models of vectors take (B, d). Counts B forward passes, and B backward passes each
+        ``bounded=False``: pixels with noise on them, which may lie outside. One batch, however large. Models of vectors take (B, d). Counts B forward passes, and B backward passes each
         time a gradient is taken through the logits.
 
         Raises:
@@ -161,7 +162,7 @@ class Classifier:
                 model takes; logits that are NaN, infinite, or not of shape (B, K) with K of 2 or more.
             BudgetExceeded: B passes more than the budget allows.
         """
-        self._check_pixels(x)
+        self._check_pixels(x, bounded)
         if len(x) == 0:
             return x.new_zeros((0, self.classes), dtype=torch.float64 if self.dtype == torch.float64 else torch.float32)
         self._afford(len(x))
@@ -294,7 +295,7 @@ class Classifier:
         self._classes = logits.shape[1]
         return logits
 
-    def _check_pixels(self, x: Tensor) -> None:
+    def _check_pixels(self, x: Tensor, bounded: bool) -> None:
         if not isinstance(x, Tensor) or not x.is_floating_point():
             kind = str(x.dtype) if isinstance(x, Tensor) else type(x).__name__
             raise InputError(f"pixels are {kind}: give a float tensor from 0 to 1 (divide 8-bit images by 255)")
@@ -302,7 +303,8 @@ class Classifier:
             raise InputError(f"pixels have the shape {_shape(x)}: give a batch, (B, C, H, W)")
         if x.numel():
             low, high = (float(value) for value in x.detach().aminmax())  # NaN if any value is
-            if not (low >= -TOLERANCE and high <= 1 + TOLERANCE):
+            least, most = (-TOLERANCE, 1 + TOLERANCE) if bounded else (-_FAR, _FAR)
+            if not (low >= least and high <= most):
                 raise InputError(f"pixels run from {low:g} to {high:g}: give them between 0 and 1, for the classifier "
                                  "normalises them itself (mean and std)")  # fmt: skip
         if self.size is not None and (x.ndim != 4 or tuple(x.shape[2:]) != self.size):

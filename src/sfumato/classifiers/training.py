@@ -92,6 +92,7 @@ def train_classifier(
     network: str | None = None,
     shift: int | None = None,
     flip: bool | None = None,
+    noise: float = 0.0,
     size: int | tuple[int, int] | None = None,
     fit: str = "crop",
     seed: int = 0,
@@ -100,8 +101,8 @@ def train_classifier(
 ) -> Classifier:
     """Train a classifier to the end of its budget; see ``training_steps``, of which this uses up every step."""
     for step in training_steps(
-        data, out, minutes=minutes, epochs=epochs, network=network, shift=shift, flip=flip, size=size, fit=fit, seed=seed,
-        device=device,
+        data, out, minutes=minutes, epochs=epochs, network=network, shift=shift, flip=flip, noise=noise, size=size, fit=fit,
+        seed=seed, device=device,
     ):  # fmt: skip
         if progress is not None:
             progress(step)
@@ -117,6 +118,7 @@ def training_steps(
     network: str | None = None,
     shift: int | None = None,
     flip: bool | None = None,
+    noise: float = 0.0,
     size: int | tuple[int, int] | None = None,
     fit: str = "crop",
     seed: int = 0,
@@ -136,6 +138,8 @@ def training_steps(
         network: a name in ``networks.NETWORKS``; None picks by channels.
         shift: images are moved by up to so many pixels each way, their edge repeated; None: a twenty-fourth of the side.
         flip: half of the images are mirrored left to right; None: for ``MIRRORED`` sets only.
+        noise: standard deviation of Gaussian noise on the training images, of pixels in [0, 1], for a classifier that is
+            to be smoothed (Cohen et al. 2019, section 3.3). The accuracy is still that on clean images.
         size, fit: how images are brought to one size; see ``data.load``.
         seed: of the weights and of everything random in training.
         device: auto, cpu or cuda.
@@ -158,6 +162,8 @@ def training_steps(
     NETWORKS.find(name)
     if shift is not None and not 0 <= shift < min(train.size):
         raise InputError(f"shift {shift} pixels does not fit images of {min(train.size)}: give 0 or a few")
+    if not 0 <= noise < float("inf"):
+        raise InputError(f"noise {noise:g} cannot be: give a standard deviation of 0 or more, of pixels in [0, 1]")
     settings = {
         "network": name,
         "shift": round(min(train.size) / 24) if shift is None else shift,
@@ -166,6 +172,7 @@ def training_steps(
         "labels": list(train.classes),
         "data": f"{train.name} ({len(train)} images, {train.fingerprint()})",
         "seed": seed,
+        **({"noise": noise} if noise else {}),  # without it, as before there was any: such trainings go on
     }
     run = _Run(train, settings, chosen)
     restore(run, Path(out), json.loads(json.dumps(settings)))
@@ -242,6 +249,8 @@ class _Run:
         rows = self.order[1][place * self.batch : (place + 1) * self.batch]
         stream = torch.Generator().manual_seed(mix_seed(self.seed, 2 * self.step + 2))
         x = augment(self.data.pixels(rows), self.settings["shift"], self.settings["flip"], stream)
+        if noise := self.settings.get("noise"):
+            x += noise * torch.randn(x.shape, generator=stream)
         x = self.classifier.preprocess(x.to(self.device))
         return x.contiguous(memory_format=torch.channels_last), self.labels[rows].to(self.device)
 
@@ -313,7 +322,7 @@ def _finish(run: _Run, out: Path, test: ImageSet, held_out: str) -> None:
     """Measure the accuracy and write the model."""
     run.module.eval()
     accuracy = evaluate_classifier(run.classifier, test)
-    training = {key: run.settings[key] for key in ("data", "seed", "shift", "flip")}
+    training = {key: run.settings[key] for key in ("data", "seed", "shift", "flip", "noise") if key in run.settings}
     training |= {"epochs": round(run.epoch, 3), "steps": run.step, "seconds": round(run.seconds, 1)}
     notes = {"test": {**accuracy.overall.to_json(), "data": held_out}, "training": training}
     save_classifier(out, run.classifier, notes)

@@ -84,6 +84,8 @@ class _Names(dict[str, str]):
             from sfumato.denoisers import NETWORKS as names
         elif kind == "presets":
             from sfumato.training import PRESETS as names
+        elif kind == "recipes":
+            from sfumato.recipes import RECIPES as names
         elif kind == "sources":
             from sfumato.data import SOURCES as names
         elif kind == "features":

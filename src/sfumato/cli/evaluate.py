@@ -37,7 +37,17 @@ def evaluate(
         list[str] | None,
         typer.Option(
             "--features",
-            help="Feature spaces, as often as you like: {features}. Default: classifier; without labels effnet-lite0.",
+            help="Feature spaces, as often as you like: {features}. Default: classifier; without labels effnet-lite0, or image-text where that is not installed.",
+            show_default=False,
+        ),
+    ] = None,
+    judge: Annotated[
+        str | None,
+        typer.Option(
+            "--judge",
+            metavar="CLIP",
+            help="Who compares images with captions: a CLIP of transformers, by folder or owner/name. "
+            "Default: one trained on the training images.",
             show_default=False,
         ),
     ] = None,
@@ -58,14 +68,14 @@ def evaluate(
     device: DeviceOption = "auto",
     as_json: JsonOption = False,
 ) -> None:
-    """Measure a model against images it was not trained on: distances, coverage, labels, memorisation."""
+    """Measure a model against images it was not trained on: distances, coverage, labels or captions, memorisation."""
     if output is not None:
         check_folder(output)
     from sfumato import metrics, pictures
     from sfumato.files import atomic_write
-    from sfumato.generator import Generator
+    from sfumato.recipes import load
 
-    generator = Generator.from_pretrained(model, device)
+    generator = load(model, device)
     test = load_images(data, generator.ladder.size, fit, "test")
     train = load_images(data, generator.ladder.size, fit, "train")
     if test.channels != generator.ladder.channels:
@@ -77,7 +87,7 @@ def evaluate(
     drawn: list[ImageSet] = []
     with counting("evaluating") as progress:
         result = metrics.evaluate(
-            generator, test, train, n=count, features=features or None, seed=seed, progress=progress,
+            generator, test, train, n=count, features=features or None, judge=judge, seed=seed, progress=progress,
             on_samples=drawn.append, **how,
         )  # fmt: skip
     if output is not None:

@@ -9,7 +9,7 @@ from typing import Annotated, Any
 
 import typer
 
-from sfumato.cli import attack, audit, boundary, classifier, data, demo, evaluate, export, sample, train
+from sfumato.cli import attack, audit, boundary, certify, classifier, data, demo, evaluate, export, sample, train
 from sfumato.cli.console import Interrupted, Verb, say
 from sfumato.errors import InputError
 
@@ -30,6 +30,7 @@ app.command("export", cls=Verb)(export.export)
 app.command("attack", cls=attack.AttackVerb)(attack.attack)
 app.command("audit", cls=Verb)(audit.audit)
 app.command("boundary", cls=Verb)(boundary.boundary)
+app.command("certify", cls=Verb)(certify.certify)
 app.add_typer(classifier.app, name="classifier")
 app.add_typer(data.app, name="data")
 

@@ -67,6 +67,35 @@ def sample(
             show_default=False,
         ),
     ] = None,
+    init: Annotated[
+        str | None,
+        typer.Option(
+            "--init", metavar="IMAGE", help="An image to start from; a small one is enlarged.", show_default=False
+        ),
+    ] = None,
+    strength: Annotated[
+        float | None,
+        typer.Option(
+            "--strength", help="How much of it is drawn anew, 0 to 1. Default: 0.6, with a mask 1.", show_default=False
+        ),
+    ] = None,
+    mask: Annotated[
+        str | None,
+        typer.Option(
+            "--mask",
+            metavar="IMAGE",
+            help="Where it is white --init is painted anew, the rest kept.",
+            show_default=False,
+        ),
+    ] = None,
+    resample: Annotated[
+        int | None,
+        typer.Option(
+            "--resample",
+            help="With a mask: how often to paint again, for a better fit. Default: 2.",
+            show_default=False,
+        ),
+    ] = None,
     film: Annotated[
         bool, typer.Option("--film", help="Show both directions: images down to noise, and noise up to images.")
     ] = False,
@@ -105,7 +134,12 @@ def sample(
         check_output(target, GRIDS if film else (*GRIDS, ".npz"))
     if count < 1:
         raise InputError(f"-n {count} draws nothing: give 1 or more")
-    from sfumato import pictures
+    for option, value in (("--strength", strength), ("--mask", mask), ("--resample", resample)):
+        if value is not None and init is None:
+            raise InputError(f"{option} is for changing an image: give that image with --init")
+    if film and init is not None:
+        raise InputError("--film shows sampling from pure noise: leave --init out, or --film")
+    from sfumato import editing, pictures
     from sfumato.generator import Generator, packaged
 
     generator = Generator.from_pretrained(model or packaged(), device)
@@ -118,24 +152,33 @@ def sample(
     if prompt:
         prompts = [text for text in prompt for _ in range(count)]
         count = len(prompts)
+    edit = None if init is None else editing.plan(generator.ladder, init, strength, mask)
     if film:
         with waiting("drawing the film"):
             pictures.save(generator.film(count, labels, prompt=prompts, **how), target)
     else:
+        if edit is not None:
+            how["resample"] = resample
         with counting(f"drawing {count} images") as progress:
-            pixels = generator.sample(count, labels, prompt=prompts, progress=progress, **how)
-        names = prompts or [generator.classes[i] for i in generator.labels(count, labels) if generator.classes]
+            told: dict[str, Any] = {"label": labels, "prompt": prompts, "progress": progress, **how}
+            pixels = generator.sample(count, **told) if edit is None else editing.edit(generator, edit, count, **told)
+        classes = generator.classes if labels or edit is None else ()  # an image is changed without a label, too
+        names = prompts or [classes[i] for i in generator.labels(count, labels) if classes]
         if folder:
             _write_folder(target, pictures.to_bytes(pixels), names)
         elif target.suffix.lower() == ".npz":
             drawn = generator.labels(count, labels).tolist()
-            _write_npz(target, pictures.to_bytes(pixels), drawn, generator.classes, prompts)
+            _write_npz(target, pictures.to_bytes(pixels), drawn, classes, prompts)
         else:
-            pictures.save(_sheet(pixels, prompt, label, generator.classes), target)
+            pictures.save(_sheet(pixels, prompt, label, classes), target)
     what = "film" if film else "images"
     result = {"output": output, "count": count, "labels": label, "prompts": prompt, "film": film, **how, "weak": weak}
     result["guidance"] = vars(pressed)
-    show([f"{count} {what if count > 1 or film else 'image'}: {output}"], result, as_json)
+    if edit is not None:
+        result |= {"init": init, "mask": mask, "edit": edit.kind}
+        result["strength"] = None if edit.kind == editing.SUPER_RESOLUTION else edit.strength
+    done = "" if edit is None else f", {edit}"
+    show([f"{count} {what if count > 1 or film else 'image'}{done}: {output}"], result, as_json)
 
 
 def _guidance(

@@ -45,6 +45,14 @@ def train(
     preset: Annotated[
         str | None, typer.Option("--preset", help="One of {presets}. Default: by the size of the images.")
     ] = None,
+    recipe: Annotated[
+        str | None,
+        typer.Option(
+            "--recipe",
+            help="A whole system, put together from several parts: {recipes}. Default: one generator.",
+            show_default=False,
+        ),
+    ] = None,
     size: SizeOption = None,
     fit: FitOption = "crop",
     settings: Annotated[
@@ -63,9 +71,11 @@ def train(
     chosen = read_settings(settings or [])
     pixels = read_size(size)
     check_folder(Path(out), "--out")
+    from sfumato.recipes import RECIPES
     from sfumato.training import training_steps
     from sfumato.training.budget import Budget
 
+    steps_of = training_steps if recipe is None else RECIPES.find(recipe)
     budget = Budget.of(minutes, images, steps)  # before the images are decoded: that may take its time
     dataset = load_images(data, pixels, fit)
     if dataset.captions is not None:
@@ -74,7 +84,7 @@ def train(
 
         with counting("reading captions") as progress:  # into the cache, with a bar: training finds them there
             source_of(dataset, chosen.get("text", Config.text), progress)
-    run = training_steps(
+    run = steps_of(
         dataset, out, minutes=minutes, images=images, steps=steps, preset=preset, settings=chosen, size=pixels, fit=fit,
         device=device, seed=seed,
     )  # fmt: skip
@@ -97,7 +107,7 @@ def _lines(out: str, budget: str, last: Progress | None, follow: str) -> list[st
     if last is None:
         return [f"{out} has had its {budget} already: give a larger budget to train it further", f"next: {follow}"]
     lines = [
-        f"trained {out}: {last.step:,} steps, {last.images:,} images, {last.seconds / 60:.1f} minutes, loss {last.loss:.4f}",
+        f"trained {out}: {_part(last)}{last.step:,} steps, {last.images:,} images, {last.seconds / 60:.1f} minutes, loss {last.loss:.4f}",
         f"next: {follow}",
     ]
     if last.skipped:
@@ -105,6 +115,11 @@ def _lines(out: str, budget: str, last: Progress | None, follow: str) -> list[st
             1, f"{last.skipped:,} steps had no finite loss and were skipped: a smaller --set learning_rate= may help"
         )
     return lines
+
+
+def _part(progress: Progress) -> str:
+    """``decoder: `` where a recipe trains several parts."""
+    return f"{name}: " if (name := getattr(progress, "part", "")) else ""
 
 
 def _result(out: str, last: Progress | None, follow: str) -> dict[str, Any]:
@@ -154,11 +169,11 @@ class TrainingDisplay:
             say(f"{progress.fraction:.0%}, {text}")
 
     def text(self, progress: Progress) -> str:
-        """``12:34 left, loss 0.231 (stages 0.101 0.080 0.050), 4,321 images/s, step 120``."""
+        """``decoder: 12:34 left, loss 0.231 (stages 0.101 0.080 0.050), 4,321 images/s, step 120``."""
         stages = " ".join(f"{loss:.3f}" for loss in progress.stage_losses)
         by_stage = f" (stages {stages})" if len(progress.stage_losses) > 1 else ""
         return (
-            f"{self.left(progress)} left, loss {progress.loss:.3f}{by_stage}, "
+            f"{_part(progress)}{self.left(progress)} left, loss {progress.loss:.3f}{by_stage}, "
             f"{progress.images_per_second:,.0f} images/s, step {progress.step:,}"
         )
 

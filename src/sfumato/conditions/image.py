@@ -7,8 +7,9 @@ import math
 from collections.abc import Sequence
 from contextlib import suppress
 from functools import cached_property
+from itertools import pairwise
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -30,21 +31,6 @@ CLIP_MEAN = (0.48145466, 0.4578275, 0.40821073)  # of the pixels that the first 
 CLIP_STD = (0.26862954, 0.26130258, 0.27577711)
 
 
-class ImageText(Protocol):
-    """A contrastive embedding: points of one unit sphere for images and for texts."""
-
-    name: str
-    width: int
-
-    def images(self, pixels: Tensor) -> Tensor:
-        """(B, C, H, W) in [0, 1], any size, to (B, width) of unit length, on the pixels' device."""
-        ...
-
-    def texts(self, texts: Sequence[str]) -> Tensor:
-        """N texts to (N, width) of unit length, on the CPU."""
-        ...
-
-
 class ConvEncoder(nn.Module):
     """(B, C, H, W) pixels in [0, 1] -> (B, ``features``): residual blocks, and where in a 4x4 grid things are."""
 
@@ -53,7 +39,7 @@ class ConvEncoder(nn.Module):
         layers: list[nn.Module] = [
             nn.Conv2d(channels, CHANNELS[0], 4, stride=2, padding=1, bias=False), nn.BatchNorm2d(CHANNELS[0]), nn.ReLU(),
         ]  # fmt: skip
-        for before, here in zip(CHANNELS, CHANNELS[1:], strict=False):
+        for before, here in pairwise(CHANNELS):
             layers += [nn.Conv2d(before, here, 3, stride=2, padding=1, bias=False), nn.BatchNorm2d(here), _Block(here)]
         self.body = nn.Sequential(*layers, nn.BatchNorm2d(CHANNELS[-1]), nn.ReLU(), nn.AdaptiveAvgPool2d(4))
         self.features = CHANNELS[-1] * 16
@@ -85,7 +71,7 @@ class TextHead(nn.Module):
 
     QUESTIONS = 4
 
-    def __init__(self, text_width: int, width: int, dropout: float = 0.1) -> None:
+    def __init__(self, text_width: int, width: int, dropout: float) -> None:
         super().__init__()
         self.dropout = nn.Dropout(dropout)
         self.pooled = nn.Linear(text_width, width)
@@ -112,10 +98,17 @@ class ImageTextModel(nn.Module):
         width: of the embedding.
         encoder: (B, C, H, W) pixels in [0, 1] -> (B, encoder.features); None is a ConvEncoder to be trained. One that
             takes no gradients is not saved.
+        dropout: of the image's features and of the text's, in training.
     """
 
     def __init__(
-        self, channels: int, text: str, text_width: int, width: int = WIDTH, encoder: nn.Module | None = None
+        self,
+        channels: int,
+        text: str,
+        text_width: int,
+        width: int = WIDTH,
+        encoder: nn.Module | None = None,
+        dropout: tuple[float, float] = (0.2, 0.1),
     ) -> None:
         super().__init__()
         self.channels, self.text, self.text_width, self.width = channels, text, text_width, width
@@ -123,8 +116,8 @@ class ImageTextModel(nn.Module):
         self.encoder = encoder or ConvEncoder(channels)
         features = self.encoder.features
         assert isinstance(features, int)
-        self.image_head = nn.Sequential(nn.BatchNorm1d(features), nn.Dropout(0.2), nn.Linear(features, width))
-        self.text_head = TextHead(text_width, width)
+        self.image_head = nn.Sequential(nn.BatchNorm1d(features), nn.Dropout(dropout[0]), nn.Linear(features, width))
+        self.text_head = TextHead(text_width, width, dropout[1])
         self.log_scale = nn.Parameter(torch.tensor(-math.log(TEMPERATURE)))
 
     @property
@@ -160,7 +153,9 @@ class ImageTextModel(nn.Module):
     def images(self, pixels: Tensor) -> Tensor:
         """(B, C, H, W) in [0, 1], any size, to (B, width) of unit length, on the pixels' device."""
         if pixels.shape[1] != self.channels:
-            raise InputError(f"images of {pixels.shape[1]} channels cannot be embedded: the model takes {self.channels}")
+            raise InputError(
+                f"images of {pixels.shape[1]} channels cannot be embedded: the model takes {self.channels}"
+            )
         return self.of_features(self.encoder(pixels.to(self.device))).to(pixels.device)
 
     @torch.no_grad()
@@ -235,7 +230,11 @@ class TransformersClip:
         parts = []
         for first in range(0, len(texts), BATCH):
             coded = self.tokenizer(
-                list(texts[first : first + BATCH]), padding=True, truncation=True, max_length=longest, return_tensors="pt"
+                list(texts[first : first + BATCH]),
+                padding=True,
+                truncation=True,
+                max_length=longest,
+                return_tensors="pt",
             )
             told = {key: coded[key].to(self.model.device) for key in ("input_ids", "attention_mask")}
             pooled = self.model.text_model(**told).pooler_output
@@ -243,7 +242,7 @@ class TransformersClip:
         return torch.cat(parts)
 
 
-def find_image_text(name: str | Path, device: str = "auto") -> ImageText:
+def find_image_text(name: str | Path, device: str = "auto") -> ImageTextModel | TransformersClip:
     """A contrastive embedding: a folder that sfumato saved, or any CLIP of transformers by folder or ``owner/name``.
 
     Weights are read from safetensors alone, and no code that comes with a model is run.
@@ -276,7 +275,7 @@ def find_image_text(name: str | Path, device: str = "auto") -> ImageText:
 
 def _normalisation(name: str) -> tuple[Sequence[float], Sequence[float]]:
     """Mean and standard deviation that a CLIP's pixels are brought to; those of the first CLIP where it says nothing."""
-    from transformers.utils import cached_file
+    from transformers.utils.hub import cached_file
 
     found: dict[str, Any] = {}
     with suppress(OSError):

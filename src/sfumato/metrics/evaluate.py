@@ -12,10 +12,12 @@ import torch
 from torch import Tensor, nn
 
 from sfumato.errors import InputError
+from sfumato.metrics import effnet
 from sfumato.metrics.distances import frechet_distance, kernel_distance
 from sfumato.metrics.features import FEATURES, FeatureSpace, reference_features, subset
 from sfumato.metrics.manifold import density_coverage, precision_recall
 from sfumato.metrics.neighbours import memorisation
+from sfumato.metrics.retrieval import Retrieval, find_judge, own_image
 
 if TYPE_CHECKING:
     from sfumato.data import ImageSet
@@ -23,11 +25,15 @@ if TYPE_CHECKING:
 LEAST = 10  # samples
 _DRAW = 256  # images asked of the generator at once
 _MANIFOLD = 10_000  # images at most where the work grows with the square: manifolds and nearest images
+_HELD_OUT = 5  # samples at most for each caption of a test image
 _PRECISION_K, _COVERAGE_K = 3, 5  # neighbours, as in the papers
 
 
 class Samples(Protocol):
-    """What is evaluated: a ``sfumato.Generator``, or anything else with class names that draws images."""
+    """What is evaluated: a ``sfumato.Generator``, or anything else with class names that draws images.
+
+    One that draws from texts has ``kinds.tokens`` over 0, and takes a ``prompt``, as a Generator does.
+    """
 
     classes: tuple[str, ...]
 
@@ -41,6 +47,7 @@ def evaluate(
     *,
     n: int = 2000,
     features: Sequence[str] | None = None,
+    judge: str | None = None,
     seed: int = 0,
     steps: int | Sequence[int] | None = None,
     sampler: str | None = None,
@@ -56,14 +63,17 @@ def evaluate(
     fall below it, and then ``neighbours`` tells. Frechet distances from few images are biased upwards: compare
     only at equal ``n``, reference, feature space and hash, all of which are in the result.
 
-    Samples are rounded to 8 bits, as if saved, and their labels go round the classes evenly.
+    Samples are rounded to 8 bits, as if saved, and their labels go round the classes evenly. A model of texts draws what
+    the captions of training images say, in turn, and beside that, for ``retrieval`` alone, what those of test images say.
 
     Args:
         generator: draws the images; its own ``device`` also runs the feature networks.
         data: the test split, at the generator's size.
         train: the training split: the reference.
         n: how many samples, 10 or more; 2,000 for numbers to compare, 10,000 or more to publish.
-        features: names in ``FEATURES``; None picks ``classifier`` for labelled data, else ``effnet-lite0``.
+        features: names in ``FEATURES``; None picks ``classifier`` for labelled data, else ``effnet-lite0``,
+            or ``image-text`` for captioned data where that is not installed.
+        judge: of captions: a CLIP of transformers or a saved embedding; None trains one on the training images.
         seed: of the samples and of the random subsets.
         steps, sampler, guidance: as in ``Generator.sample``.
         progress: called with (done, total) units of work.
@@ -72,7 +82,7 @@ def evaluate(
     Returns:
         JSON-ready dictionary: ``samples``, ``seed``, ``sampler``, ``steps``, ``guidance``, ``network_evaluations`` (of
         the denoiser, an image, or None), ``seconds``, ``reference``, ``test``, ``features`` (a dictionary by space, see
-        ``compare``), ``conditional`` (or None), ``neighbours`` (see ``memorisation``).
+        ``compare``), ``conditional`` and ``retrieval`` (or None), ``neighbours`` (see ``memorisation``).
 
     Raises:
         InputError: too few images, unlabelled data for the classifier, sizes or classes that do not match.
@@ -88,23 +98,33 @@ def evaluate(
         raise InputError(f"the model draws {foreign[0]!r}, which {train.name} has no images of: "
                          "give the data that the model was trained on")  # fmt: skip
     labelled = train.labels is not None and len(train.classes) > 1
-    names = tuple(dict.fromkeys(features or (("classifier",) if labelled else ("effnet-lite0",))))
+    told = bool(getattr(getattr(generator, "kinds", None), "tokens", 0)) and train.captions is not None
+    if told and data.captions is None:
+        raise InputError(f"{data.name} has captions in its {train.split} split alone: give captions for both")
+    if judge is not None and not told:
+        raise InputError("a judge of captions was given, but there are none to judge: give captioned data, and a model of "
+                         "texts")  # fmt: skip
+    names = tuple(dict.fromkeys(features or (_default_space(train, labelled),)))
     makers = {name: FEATURES.find(name) for name in names}
     if "classifier" in names and not labelled:
         raise InputError(f"{train.name} has no labels, or one class only, so there is no classifier to take features "
                          "from: use effnet-lite0 (pip install sfumato[metrics])")  # fmt: skip
     judged = labelled and bool(generator.classes)
+    asked, held_out = _captions(train, data, n, seed) if told else ((), ())
     device = torch.device(getattr(generator, "device", "cpu"))
-    work = _Work(progress, n + len(train) * (len(names) + 1))
+    work = _Work(progress, n + len(held_out) + len(train) * (len(names) + 1))
     began = time.perf_counter()
 
     spaces = {name: make(train, device) for name, make in makers.items()}  # fails early where something is missing
-    judge = (spaces.get("classifier") or FEATURES["classifier"](train, device)) if judged else None
+    teacher = (spaces.get("classifier") or FEATURES["classifier"](train, device)) if judged else None
+    retrieval = Retrieval(find_judge(train, device, judge), train, data, seed) if told else None
     built = time.perf_counter()
     sampler = sampler or getattr(generator, "default_sampler", None)
     how = {"steps": steps, "sampler": sampler, "guidance": guidance}
     with _counted(generator) as count:
-        samples = _draw(generator, train, n, seed, work, how)
+        samples = _draw(generator, train, n, seed, work, how, asked)
+        unseen = _draw(generator, train, len(held_out), seed + (1 << 32), work, how, held_out) if held_out else None
+    evaluations = count.images / (n + len(held_out)) if count.seen else None
     drawn = time.perf_counter()
     if on_samples is not None:
         on_samples(samples)
@@ -115,9 +135,24 @@ def evaluate(
         results[name] = _both(space, drawn_features[name], data, train, seed)
         work.add(len(train))
     conditional = None
-    if judge is not None:
+    if teacher is not None:
         found = drawn_features.get("classifier")
-        conditional = _conditional(judge, judge.of(samples) if found is None else found, samples, data)
+        conditional = _conditional(teacher, teacher.of(samples) if found is None else found, samples, data)
+    retrieved = None
+    if retrieval is not None:
+        found = drawn_features.get(retrieval.judge.space.name)
+        retrieved = {
+            **retrieval.describe(),
+            "train": retrieval(retrieval.judge.space.of(samples) if found is None else found, asked),
+            "train_real": retrieval.of_real(train),
+            "held_out": None if unseen is None else retrieval(retrieval.judge.space.of(unseen), held_out),
+            "held_out_real": None if unseen is None else retrieval.of_real(data),
+            "own_image": {
+                name: own_image(drawn_features[name], asked, reference_features(space, train), train)
+                for name, space in spaces.items()
+                if len(train) <= space.limit
+            },
+        }
     some = np.sort(np.random.default_rng(seed).permutation(len(data))[: min(n, _MANIFOLD)])
     neighbours = memorisation(subset(samples, np.arange(min(n, _MANIFOLD))), subset(data, some), train)
     work.add(len(train))
@@ -129,13 +164,15 @@ def evaluate(
         "sampler": sampler,
         "steps": list(steps) if isinstance(steps, Sequence) else steps,
         "guidance": guidance,
-        "labels": "even over classes" if generator.classes else None,
-        "network_evaluations": count.images / n if count.seen else None,
+        "labels": "even over classes" if generator.classes and not told else None,
+        "prompts": "captions of training images" if told else None,
+        "network_evaluations": evaluations,
         "seconds": {name: round(value, 3) for name, value in seconds.items()},
         "reference": _identity(train),
         "test": _identity(data),
         "features": results,
         "conditional": conditional,
+        "retrieval": retrieved,
         "neighbours": neighbours,
     }
 
@@ -200,8 +237,36 @@ def _conditional(judge: FeatureSpace, found: Tensor, samples: ImageSet, data: Im
     return result
 
 
-def _draw(generator: Samples, train: ImageSet, n: int, seed: int, work: _Work, how: dict[str, Any]) -> ImageSet:
-    """The samples as 8-bit images, labelled with what was asked for, in numbers of ``train.classes``."""
+def _default_space(train: ImageSet, labelled: bool) -> str:
+    if labelled:
+        return "classifier"
+    return "image-text" if train.captions is not None and not effnet.installed() else "effnet-lite0"
+
+
+def _captions(train: ImageSet, data: ImageSet, n: int, seed: int) -> tuple[tuple[str, ...], tuple[str, ...]]:
+    """The captions to draw: ``n`` of training images, in turn, and some of test images, if any is no training image's."""
+    from sfumato.training.contrastive import captions_of
+
+    known = list(dict.fromkeys(texts[0] for texts in captions_of(train)))
+    new = [text for text in dict.fromkeys(texts[0] for texts in captions_of(data)) if text not in set(known)]
+    numbers = np.random.default_rng(seed)
+    count = min(n, _HELD_OUT * len(new), max(len(new), n // 5))
+    return tuple(
+        tuple(texts[i] for i in np.resize(numbers.permutation(len(texts)), size))
+        for texts, size in ((known, n), (new, count))
+    )  # type: ignore[return-value]
+
+
+def _draw(
+    generator: Samples,
+    train: ImageSet,
+    n: int,
+    seed: int,
+    work: _Work,
+    how: dict[str, Any],
+    captions: Sequence[str] = (),
+) -> ImageSet:
+    """The samples as 8-bit images, with what was asked for: captions, or labels in numbers of ``train.classes``."""
     from sfumato.data import ImageSet
     from sfumato.pictures import to_bytes
 
@@ -213,12 +278,15 @@ def _draw(generator: Samples, train: ImageSet, n: int, seed: int, work: _Work, h
         labels = [int(i) for i in numbers[start : start + _DRAW]]
         # A seed of its own for each call, unrelated to the seeds of other evaluations.
         own = int(np.random.SeedSequence((seed, start)).generate_state(1)[0])
-        pixels = generator.sample(len(labels), label=labels if classes else None, seed=own, **how)  # (B, C, H, W)
+        told = {"prompt": list(captions[start : start + _DRAW])} if captions else {"label": labels if classes else None}
+        pixels = generator.sample(len(labels), **told, seed=own, **how)  # (B, C, H, W)
         if tuple(pixels.shape) != (len(labels), *shape):
             raise InputError(f"the model draws images of (C, H, W) = {tuple(pixels.shape[1:])}, {train.name} has {shape}: "
                              "load the data at the model's size")  # fmt: skip
         parts.append(to_bytes(pixels))
         work.add(len(labels))
+    if captions:
+        return ImageSet(np.concatenate(parts), None, (), "samples", "test", tuple((text,) for text in captions))
     asked = None
     if classes and train.classes:
         asked = np.array([train.classes.index(name) for name in classes], dtype=np.int64)[numbers]

@@ -69,14 +69,8 @@ def classifier_space(train: ImageSet, device: torch.device) -> FeatureSpace:
     Distances in it compare only with others by the same weights (``digest``). Raises InputError without labels.
     """
     description = {"space": "classifier", "version": 1, "data": train.fingerprint(), "device": device.type}
-    file = _entry(description)
     model = classifier.SmallClassifier(train.channels, max(2, len(train.classes)))
-    tensors = _cached(file, description)
-    if tensors is None:
-        model = classifier.train_classifier(train, device)
-        _keep(file, model.state_dict(), description)
-    else:
-        model.load_state_dict(tensors)
+    model.load_state_dict(cached_tensors(description, lambda: classifier.train_classifier(train, device).state_dict()))
     model = model.eval().requires_grad_(False).to(device, memory_format=torch.channels_last)  # type: ignore[call-overload]
     return FeatureSpace(
         "classifier", digest(model), classifier.FEATURES, model.features, device, limit=100_000, head=model.head
@@ -100,12 +94,8 @@ def reference_features(space: FeatureSpace, images: ImageSet) -> Tensor:
         "space": space.name, "weights": space.digest, "data": images.fingerprint(), "limit": space.limit,
         "device": space.device.type, "version": 1,
     }  # fmt: skip
-    file = _entry(description)
-    tensors = _cached(file, description)
-    if tensors is None:
-        tensors = {"features": space.of(subset(images, reference_rows(len(images), space.limit)))}
-        _keep(file, tensors, description)
-    return tensors["features"]
+    rows = reference_rows(len(images), space.limit)
+    return cached_tensors(description, lambda: {"features": space.of(subset(images, rows))})["features"]
 
 
 def reference_rows(count: int, limit: int) -> np.ndarray:
@@ -122,7 +112,8 @@ def subset(images: ImageSet, rows: np.ndarray) -> ImageSet:
     if len(rows) == len(images) and np.array_equal(rows, np.arange(len(images))):
         return images
     labels = None if images.labels is None else images.labels[rows]
-    return ImageSet(images.images[rows], labels, images.classes, images.name, images.split)
+    captions = None if images.captions is None else tuple(images.captions[row] for row in rows)
+    return ImageSet(images.images[rows], labels, images.classes, images.name, images.split, captions)
 
 
 def digest(model: nn.Module) -> str:
@@ -135,6 +126,16 @@ def digest(model: nn.Module) -> str:
 
 
 # -- the cache ----------------------------------------------------------------------------------------------------
+
+
+def cached_tensors(description: dict, make: Callable[[], dict[str, Tensor]]) -> dict[str, Tensor]:
+    """The tensors of an entry; made and kept where there is none. ``description`` holds all that they depend on."""
+    file = _entry(description)
+    tensors = _cached(file, description)
+    if tensors is None:
+        tensors = make()
+        _keep(file, tensors, description)
+    return tensors
 
 
 def _entry(description: dict) -> Path | None:

@@ -47,6 +47,8 @@ def lines(result: Mapping[str, Any]) -> list[str]:
         real = conditional["classifier_test_accuracy"]
         beside = "" if real is None else f" (of real test images: {real:.1%})"
         text += ["", f"label as asked: {conditional['accuracy']:.1%} of samples{beside}"]
+    if (found := result.get("retrieval")) is not None:
+        text += _retrieval(found)
     text += [
         "",
         *_table([
@@ -59,6 +61,27 @@ def lines(result: Mapping[str, Any]) -> list[str]:
         f"{result['seconds']['sampling']:.1f} s of sampling "
         f"({1000 * result['seconds']['sampling'] / result['samples']:.1f} ms an image), {result['seconds']['total']:.1f} s in all",
     ]  # fmt: skip
+    return text
+
+
+def _retrieval(found: Mapping[str, Any]) -> list[str]:
+    """The judge, its four numbers, and whether samples resemble the image of their caption."""
+
+    def share(part: Mapping[str, Any]) -> str:
+        return f"{part['r_precision']:.1%} ({part['low']:.1%} to {part['high']:.1%})"
+
+    rows = [
+        [name, share(found[key]), str(found[key]["images"]), share(found[f"{key}_real"])]
+        for name, key in (("captions of training images", "train"), ("captions held out", "held_out"))
+        if found[key] is not None
+    ]
+    text = [
+        "",
+        f"own caption among {found['candidates']} (chance {found['chance']:.1%}), judge: {found['judge']} ({found['hash']})",
+        *_table([["R-precision (95% interval)", "samples", "n", "real images"], *rows]),
+    ]
+    for space, rate in found["own_image"].items():
+        text.append(f"nearest training image is the caption's own, in {space}: {rate:.1%}")
     return text
 
 

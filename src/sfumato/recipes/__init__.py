@@ -6,7 +6,9 @@ folder is loaded); ``load`` finds out which kind a folder holds.
 
 from __future__ import annotations
 
-import sfumato.recipes.dalle2  # noqa: F401  (enters itself)
+import sfumato.recipes.cascade
+import sfumato.recipes.dalle2
+import sfumato.recipes.imagen  # noqa: F401  (each enters itself)
 from sfumato.recipes.registry import LOADERS, RECIPES, PartProgress, load
 
 __all__ = ["LOADERS", "RECIPES", "PartProgress", "load"]

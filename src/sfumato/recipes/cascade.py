@@ -19,7 +19,7 @@ import torch
 from torch import Tensor
 
 from sfumato import weights
-from sfumato.conditions import Condition
+from sfumato.conditions import Condition, Kinds
 from sfumato.conditions.low_resolution import LowResolution, enlarged
 from sfumato.conditions.sources import source_of
 from sfumato.config import preset as config_of
@@ -85,6 +85,11 @@ class Cascade:
         return self.models[-1].ladder
 
     @property
+    def kinds(self) -> Kinds:
+        """The parts of c that the base model was trained with: labels and texts are told to all models."""
+        return self.models[0].kinds
+
+    @property
     def default_sampler(self) -> str:
         return self.models[0].default_sampler
 
@@ -133,7 +138,9 @@ class Cascade:
         level = _check_level(self.level if level is None else level)
         counts = [steps] * len(self.models) if steps is None or isinstance(steps, int) else list(steps)
         if len(counts) != len(self.models):
-            raise InputError(f"steps {tuple(counts)} do not fit {len(self.models)} models: give one number, or one for each")
+            raise InputError(
+                f"steps {tuple(counts)} do not fit {len(self.models)} models: give one number, or one for each"
+            )
         told = self.condition(n, label, prompt) if condition is None else condition
         pictures = []
         for first in range(0, n, batch_size):
@@ -161,7 +168,9 @@ class Cascade:
 
     def film(self, *_: object, **__: object) -> Any:
         """A cascade begins anew from noise at each size: there is no one chain to show."""
-        raise InputError("a cascade is no single chain, of which a film could be made: film one of its models, such as its base/")
+        raise InputError(
+            "a cascade is no single chain, of which a film could be made: film one of its models, such as its base/"
+        )
 
 
 def _seed(seed: int, model: int, purpose: int = 0) -> int:
@@ -267,7 +276,9 @@ def train(
     _check_folder(out, stored)
     encoder = {config_of(one.size, preset).with_settings(own).text for one, own in zip(sets, chosen, strict=True)}
     if len(encoder) > 1:
-        raise InputError(f"the models of a cascade are told the same, but text= is {' and '.join(sorted(encoder))}: give one")
+        raise InputError(
+            f"the models of a cascade are told the same, but text= is {' and '.join(sorted(encoder))}: give one"
+        )
     told = source_of(dataset, encoder.pop())
     parts = [
         training_steps(
@@ -302,9 +313,9 @@ def _shared(budget: Budget, count: int) -> list[dict[str, Any]]:
     assert total is not None
     if total < count:
         raise InputError(f"--{name} {total} cannot be shared over {count} models: give {count} or more")
-    ends = np.cumsum([0, *_shares(count)])
-    cuts = [max(round(total * float(end)), i) for i, end in enumerate(ends)]
-    return [{name: max(after - before, 1)} for before, after in zip(cuts[:-1], cuts[1:], strict=True)]
+    base = min(max(round(BASE_SHARE * total), 1), total - (count - 1))
+    each, over = divmod(total - base, count - 1)
+    return [{name: amount} for amount in (base, *(each + (i < over) for i in range(count - 1)))]
 
 
 def _number(key: str, text: str) -> float:
@@ -327,7 +338,9 @@ def _halvings(size: tuple[int, int], wanted: str | None) -> int:
         return max((k for k in possible if side >> k >= USUAL), default=possible[0])
     bases = {f"{side >> k}": k for k in possible}
     if wanted not in bases:
-        raise InputError(f"setting base={wanted!r} does not fit images of {size[0]}x{size[1]}: give {' or '.join(bases)}")
+        raise InputError(
+            f"setting base={wanted!r} does not fit images of {size[0]}x{size[1]}: give {' or '.join(bases)}"
+        )
     return bases[wanted]
 
 
@@ -368,4 +381,6 @@ def _check_folder(out: Path, stored: _Stored) -> None:
         raise InputError(f"{out} holds another run: give another --out")
     if before is not None and before.sizes != stored.sizes:
         was, now = (" to ".join(f"{h}x{w}" for h, w in one.sizes) for one in (before, stored))
-        raise InputError(f"{out} holds another run (a cascade from {was}, now {now}): give another --out, or the same command as before")
+        raise InputError(
+            f"{out} holds another run (a cascade from {was}, now {now}): give another --out, or the same command as before"
+        )

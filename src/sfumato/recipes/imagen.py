@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 
+from sfumato.config import preset as config_of
 from sfumato.data import ImageSet, load
 from sfumato.errors import InputError
 from sfumato.recipes.registry import RECIPES
@@ -53,10 +54,18 @@ def train(
             f"recipe imagen draws from texts, but {dataset.name} has no captions: add a metadata.jsonl or .txt files "
             "(see 'sfumato data check'), or train without --recipe"
         )
-    if chosen["drop"].strip() in ("0", "0.0"):
+    if config_of(dataset.size, preset).with_settings(chosen).drop == 0:
         raise InputError(
             "recipe imagen guides its samples, which drop=0 makes impossible: leave drop at 0.1, or give another share"
         )
     return training_steps(
-        dataset, out, minutes=minutes, images=images, steps=steps, preset=preset, settings=chosen, device=device, seed=seed
+        dataset,
+        out,
+        minutes=minutes,
+        images=images,
+        steps=steps,
+        preset=preset,
+        settings=chosen,
+        device=device,
+        seed=seed,
     )

@@ -61,7 +61,7 @@ class Truth:
     def __init__(self, data: ImageSet) -> None:
         captions = captions_of(data)
         numbers: dict[bytes, int] = {}
-        digests = (hashlib.sha256(np.ascontiguousarray(image)).digest() for image in data.images)
+        digests = (hashlib.sha256(image.tobytes()).digest() for image in data.images)
         self.pictures = np.array([numbers.setdefault(digest, len(numbers)) for digest in digests])  # (N,)
         holders: dict[str, set[int]] = {}
         for picture, texts in zip(self.pictures.tolist(), captions, strict=True):
@@ -139,12 +139,12 @@ class ContrastiveRun(SmallRun):
         return contrastive_loss(images, told, self.model.scale, self.truth.same(index, texts))
 
 
-def new_model(data: ImageSet, text: str, seed: int, device: torch.device, encoder: Any = None) -> ImageTextModel:
-    """An untrained ImageTextModel for these images."""
+def new_model(data: ImageSet, text: str, seed: int, device: torch.device, **how: Any) -> ImageTextModel:
+    """An untrained ImageTextModel for these images; ``how``: its width, encoder and dropout."""
     reader = find_encoder(text)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(mix_seed(seed, 0))
-        model = ImageTextModel(data.channels, text, reader.width, encoder=encoder)
+        model = ImageTextModel(data.channels, text, reader.width, **how)
     return model.to(device)
 
 

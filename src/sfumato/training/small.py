@@ -87,7 +87,15 @@ class SmallRun:
     def progress(self, fraction: float, speed: float) -> Progress:
         rate = self.learning_rate(fraction)
         return Progress(
-            self.step, self.images, self.seconds, self.shown, (self.shown,), speed, min(fraction, 1.0), self.skipped, rate
+            self.step,
+            self.images,
+            self.seconds,
+            self.shown,
+            (self.shown,),
+            speed,
+            min(fraction, 1.0),
+            self.skipped,
+            rate,
         )
 
     # -- state --------------------------------------------------------------------------------------------------------
@@ -121,7 +129,11 @@ class SmallRun:
 
 
 def small_steps(
-    run: SmallRun, budget: Budget, out: Path | None = None, identity: Mapping[str, Any] | None = None, save: Save | None = None
+    run: SmallRun,
+    budget: Budget,
+    out: Path | None = None,
+    identity: Mapping[str, Any] | None = None,
+    save: Save | None = None,
 ) -> Iterator[Progress]:
     """Train to the end of the budget, going on from where the folder ``out`` stands; nothing is written without one.
 

@@ -1,0 +1,30 @@
+"""Defences: a generator's denoiser in front of a classifier, and what can be proved of the two.
+
+>>> import torch
+>>> from sfumato.classifiers import Classifier
+>>> classifier = Classifier(torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(64, 3)))
+>>> (certificate,) = certify(classifier, torch.rand(1, 1, 8, 8), sigma=0.25, radii=[0.1], n=2000)
+>>> certificate.n <= 2000 and 0 <= certificate.p_lower <= 1
+True
+"""
+
+from __future__ import annotations
+
+from sfumato.defences.certificates import (
+    ABSTAIN,
+    Certificate,
+    certified,
+    guaranteed,
+    l1_radius,
+    l2_radius,
+    linf_radius,
+)
+from sfumato.defences.certification import Certification, certify_data
+from sfumato.defences.fit import check_fit
+from sfumato.defences.smoothed_attack import Attacked, attack_smoothed
+from sfumato.defences.smoothing import certify
+
+__all__ = [
+    "ABSTAIN", "Attacked", "Certificate", "Certification", "attack_smoothed", "certified", "certify", "certify_data",
+    "check_fit", "guaranteed", "l1_radius", "l2_radius", "linf_radius",
+]  # fmt: skip

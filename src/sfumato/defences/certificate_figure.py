@@ -1,0 +1,55 @@
+"""The picture of a certification: certified accuracy below, what an attack leaves standing above; the truth is between."""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Mapping
+from typing import Any
+
+INK, LINE, ATTACK = "#222222", "#0072b2", "#c1121f"
+
+
+def draw(report: Mapping[str, Any]) -> bytes:
+    """A PNG of certified accuracy against the L2 radius, from ``certification.certify_data``'s report."""
+    import matplotlib
+    from matplotlib.figure import Figure
+
+    with matplotlib.rc_context({"font.size": 10, "font.family": "sans-serif"}):
+        figure = Figure(figsize=(7.2, 4.4), dpi=150, layout="constrained")
+        axes = figure.add_subplot()
+        curve, smoothing = report["curve"], report["smoothing"]
+        axes.fill_between(curve["radius"], curve["low"], curve["high"], step="pre", color=LINE, alpha=0.18, linewidth=0)
+        label = f"certified, {report['data']['images']:,} images (95% band)"
+        axes.step(curve["radius"], curve["accuracy"], where="pre", color=LINE, linewidth=2, label=label)
+        asked = [row for row in report["table"] if row["radius"] > 0]
+        axes.plot([row["radius"] for row in asked], [row["certified"]["accuracy"] for row in asked], "o", color=LINE,
+                  markersize=5)  # fmt: skip
+        if report["attack"] is not None:
+            _empirical(axes, report)
+        axes.set(
+            xlim=(0, curve["radius"][-1]), ylim=(0, 1.02), xlabel="L2 radius (pixels from 0 to 1)", ylabel="accuracy"
+        )
+        axes.yaxis.set_major_formatter(lambda value, _: f"{value:.0%}")
+        axes.spines[["top", "right"]].set_visible(False)
+        axes.grid(alpha=0.25)
+        axes.legend(frameon=False, fontsize="small", loc="upper right")
+        front = "denoised and classified" if report["generator"] else "classified with the noise"
+        axes.set_title(f"sigma {smoothing['sigma']:g}, {front}, alpha {smoothing['alpha']:g}", color=INK, loc="left",
+                       fontsize="medium")  # fmt: skip
+        drawn = io.BytesIO()
+        figure.savefig(drawn, format="png")
+    return drawn.getvalue()
+
+
+def _empirical(axes: Any, report: Mapping[str, Any]) -> None:
+    rows = report["table"]
+    points = [row["empirical"] for row in rows]
+    below = [point["accuracy"] - point["low"] for point in points]
+    above = [point["high"] - point["accuracy"] for point in points]
+    radii = [row["radius"] for row in rows]
+    attack = report["attack"]
+    axes.errorbar(radii, [point["accuracy"] for point in points], yerr=[below, above], fmt="D", color=ATTACK, markersize=5,
+                  capsize=3, linewidth=1.2, clip_on=False,
+                  label=f"attacked ({attack['steps']} steps, {attack['draws']} draws), {attack['images']} images")  # fmt: skip
+    axes.plot(radii, [row["certified_attacked"]["accuracy"] for row in rows], "_", color=LINE, markersize=14,
+              markeredgewidth=2, clip_on=False, label="certified, the same images")  # fmt: skip

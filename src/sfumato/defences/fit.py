@@ -1,0 +1,36 @@
+"""Whether a classifier and a generator in front of it were made for the same images."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from sfumato.errors import InputError
+
+if TYPE_CHECKING:
+    from sfumato.classifiers import Classifier
+    from sfumato.generator import Generator
+
+_COLOURS = {1: "grey", 3: "colour", 4: "colour with transparency"}
+
+
+def check_fit(classifier: Classifier, generator: Generator) -> None:
+    """InputError where the generator's images are none that the classifier takes: another size, colour, or other classes.
+
+    A classifier of colour images takes grey ones, too. A generator without labels may be in front of any classifier.
+    """
+    channels, height, width = generator.ladder.shape(generator.ladder.stages - 1)
+    if classifier.size is not None and classifier.size != (height, width):
+        wide, high = classifier.size[1], classifier.size[0]
+        raise InputError(f"the classifier takes {wide}x{high} pixels, the generator makes {width}x{height}: train one of "
+                         f"them again with the other's --size, and the same --fit")  # fmt: skip
+    allowed = {1, 3} if classifier.channels == 3 else {classifier.channels}
+    if classifier.channels is not None and channels not in allowed:
+        wants, has = _COLOURS[classifier.channels], _COLOURS[channels]
+        raise InputError(f"the classifier takes {wants} images, the generator makes {has} ones: give a generator that was "
+                         "trained on the classifier's data")  # fmt: skip
+    if not generator.classes:
+        return
+    other = [name for name in classifier.labels if name not in generator.classes] if classifier.named else []
+    if other:
+        raise InputError(f"the classifier knows a class {other[0]!r}, the generator does not: give a generator that was "
+                         "trained on the classifier's data")  # fmt: skip

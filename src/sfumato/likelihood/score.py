@@ -1,0 +1,229 @@
+"""Bits per dimension of images under a generator, by each of three methods; and how well they tell foreign images."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Protocol
+
+import torch
+from torch import Tensor
+
+from sfumato.conditions import Condition
+from sfumato.errors import InputError
+from sfumato.likelihood.bound import DRAWS, DenoiseAt, bound
+from sfumato.likelihood.flow import ORDER, STEPS, flow
+from sfumato.likelihood.integral import NOISE, SAMPLES, Draw, Integral, integral
+from sfumato.likelihood.pixels import CELL, round_to_bytes
+from sfumato.registry import Registry
+from sfumato.samplers import Noise, evaluations
+
+if TYPE_CHECKING:
+    from sfumato.generator import Generator, Labels, Prompts
+
+NATS_PER_BIT = math.log(2)
+Progress = Callable[[int, int], None]
+
+
+@dataclass(frozen=True)
+class Score:
+    """What a generator thinks of N images.
+
+    Args:
+        method: a name in METHODS.
+        bits: (N,) float64, bits per dimension (a number of the image, of 256 values): 8 for noise, less is likelier.
+        error: (N,) standard error of each, from the draws; nan where they are too few to tell.
+        parts: (N,) each, what ``bits`` is the sum of, by name; () for methods without parts.
+        evaluations: of the network, an image; what serves all images at once is counted for each.
+    """
+
+    method: str
+    bits: Tensor
+    error: Tensor
+    parts: dict[str, Tensor]
+    evaluations: float
+
+    @property
+    def mean(self) -> float:
+        """Bits per dimension, over the images."""
+        return float(self.bits.mean())
+
+    @property
+    def mean_error(self) -> float:
+        """Standard error of ``mean``: from the choice of images, and from the draws; nan for one image."""
+        return float(self.bits.std()) / math.sqrt(len(self.bits)) if len(self.bits) > 1 else math.nan
+
+    def to_json(self) -> dict[str, Any]:
+        """Without what is there for each image."""
+        return {
+            "method": self.method,
+            "images": len(self.bits),
+            "bits_per_dim": self.mean,
+            "standard_error": self.mean_error,
+            "error_of_an_image": float(self.error.mean()),
+            "parts": {name: float(part.mean()) for name, part in self.parts.items()},
+            "network_evaluations": self.evaluations,
+        }
+
+
+class Method(Protocol):
+    """``draws`` None is the method's own default; x (B, C, H, W) 8-bit in [-1, 1] space, noise the streams of its images."""
+
+    def __call__(
+        self, generator: Generator, x: Tensor, c: Condition, noise: Noise, draws: int | None, seed: int
+    ) -> Score: ...
+
+
+METHODS: Registry[Method] = Registry("method")
+
+
+def score(
+    generator: Generator,
+    x: Tensor,
+    label: Labels = None,
+    *,
+    prompt: Prompts = None,
+    condition: Condition | None = None,
+    method: str = "bound",
+    draws: int | None = None,
+    seed: int = 0,
+    batch_size: int = 64,
+    progress: Progress | None = None,
+) -> Score:
+    """Bits per dimension of images under a generator.
+
+    Args:
+        generator: the model.
+        x: (N, C, H, W) pixels in [0, 1]; each counts as the nearest 8-bit value.
+        label, prompt, condition: what the images are told, as in ``Generator.sample``; None tells nothing.
+        method: ``bound``, the ladder's upper bound on the bits; ``ode``, the exact likelihood of the deterministic
+            decoder; ``integral``, plain Monte Carlo over z, which never gets there.
+        draws: the bound's draws of noise and level an image; the ODE's steps; the integral's samples.
+        seed: image i has its own streams of noise, so that its score does not depend on its batch.
+        batch_size: images at a time.
+        progress: told (images done, N).
+
+    Raises:
+        InputError: images that do not fit the model, an unknown method or label, impossible draws, a model that knows
+            single noise levels only.
+    """
+    run = METHODS.find(method)
+    if draws is not None and draws < 1:
+        raise InputError(f"draws={draws}: give 1 or more")
+    x = _checked(generator, x)
+    c = told(generator, len(x), label, prompt, condition)
+    if method == "integral":
+        batch_size = len(x)  # its samples serve all images
+    parts = []
+    for first in range(0, len(x), batch_size):
+        rows = slice(first, min(first + batch_size, len(x)))
+        part = x[rows].to(generator.device)
+        noise = Noise(seed, range(rows.start, rows.stop), generator.device)
+        parts.append(run(generator, part, c[rows].to(generator.device), noise, draws, seed))
+        if progress is not None:
+            progress(rows.stop, len(x))
+    return Score(
+        method,
+        torch.cat([part.bits for part in parts]),
+        torch.cat([part.error for part in parts]),
+        {name: torch.cat([part.parts[name] for part in parts]) for name in parts[0].parts},
+        parts[0].evaluations,
+    )
+
+
+@METHODS.add("bound")
+def _by_bound(generator: Generator, x: Tensor, c: Condition, noise: Noise, draws: int | None, seed: int) -> Score:
+    draws = draws or DRAWS
+    with torch.no_grad():
+        found = bound(bare(generator, c), generator.ladder, x, noise, draws)
+    per_bit = NATS_PER_BIT * x[0].numel()
+    stages = {f"stage {k}": found.stages[:, k] for k in range(generator.ladder.stages)}
+    named = {"prior": found.prior, **stages, "reconstruction": found.reconstruction}
+    parts = {name: (part / per_bit).cpu() for name, part in named.items()}
+    return Score("bound", sum(parts.values(), torch.zeros(())), (found.variance.sqrt() / per_bit).cpu(), parts, draws)
+
+
+@METHODS.add("ode")
+def _by_flow(generator: Generator, x: Tensor, c: Condition, noise: Noise, draws: int | None, seed: int) -> Score:
+    steps = draws or STEPS
+    nats = flow(bare(generator, c), generator.ladder, x, noise, steps).cpu()
+    bits = nats / (NATS_PER_BIT * x[0].numel())
+    return Score("ode", bits, torch.full_like(bits, math.nan), {}, ORDER * steps)
+
+
+@METHODS.add("integral")
+def _by_integral(generator: Generator, x: Tensor, c: Condition, noise: Noise, draws: int | None, seed: int) -> Score:
+    samples = draws or SAMPLES
+    found = integral(decoder(generator, c, samples, seed), x, samples, 2 * NOISE)
+    bits = integral_bits(found, x[0].numel())[-1]
+    error = found.error.cpu() / (NATS_PER_BIT * x[0].numel())
+    return Score("integral", bits, error, {}, float(samples * per_sample(generator)))
+
+
+def decoder(generator: Generator, c: Condition, samples: int, seed: int) -> Draw:
+    """Pictures of the model in [-1, 1] space, told what the images to be scored are told (all the same)."""
+    parts = [part for part in (c.label, c.vector, c.tokens, c.image) if part is not None]
+    if any(bool((part != part[:1]).any()) for part in parts):
+        raise InputError("the integral draws samples once for all images, so they must all be told the same: "
+                         "score the images of one label at a time, or tell them nothing")  # fmt: skip
+    # Noise of its own: a seed that also drew z for the images would do no harm, but would be hard to reason about.
+    apart = seed + 1
+
+    def draw(first: int, n: int) -> Tensor:
+        rows = torch.zeros(n, dtype=torch.int64)
+        told = c.to("cpu")[rows] if parts else Condition()
+        last = None
+        for rung in generator.trace(n, condition=told, guidance=1.0, seed=apart, first=first):
+            last = rung.x_hat
+        assert last is not None
+        return last.clamp(-1, 1)
+
+    return draw
+
+
+def per_sample(generator: Generator) -> int:
+    """Evaluations of the network for one sample, with the default sampler and steps."""
+    return sum(evaluations(generator.default_sampler, generator._steps(None)))
+
+
+def integral_bits(found: Integral, dimension: int) -> Tensor:
+    """(T, B) bits per dimension: a cell of each pixel holds about its density times its width."""
+    return found.nats.cpu() / (NATS_PER_BIT * dimension) - math.log2(CELL)
+
+
+def bare(generator: Generator, c: Condition) -> DenoiseAt:
+    """The denoiser in float32: bf16 cannot tell the noise of the last levels from its own rounding."""
+
+    def denoise(z: Tensor, sigma: Tensor, stage: int) -> Tensor:
+        return generator.denoiser(z, sigma, stage, c)
+
+    return denoise
+
+
+def told(
+    generator: Generator, n: int, label: Labels = None, prompt: Prompts = None, condition: Condition | None = None
+) -> Condition:
+    """What n images are told; nothing where nothing is given, which the model must have been trained for."""
+    if generator.config.sharing == "rung":
+        raise InputError("this model has a network for each of its rungs alone, and a likelihood needs all noise "
+                         "levels: train with sharing=shared or sharing=stage")  # fmt: skip
+    if condition is not None:
+        return condition
+    if label is not None or prompt is not None:
+        return generator.condition(n, label, prompt)
+    if generator.kinds.image:
+        raise InputError("this model enlarges an image: give it one (condition=)")
+    if generator.kinds.droppable and not generator.config.drop:
+        raise InputError("this model was trained with drop=0, so it must be told what each image is: give labels")
+    return Condition()
+
+
+def _checked(generator: Generator, x: Tensor) -> Tensor:
+    """The pixels as 8-bit values in [-1, 1] space."""
+    wanted = generator.ladder.shape(generator.ladder.stages - 1)
+    if x.ndim != 4 or tuple(x.shape[1:]) != wanted or len(x) == 0:
+        raise InputError(f"images of shape {tuple(x.shape)} do not fit this model: it takes (N, {', '.join(map(str, wanted))})")  # fmt: skip
+    if not x.is_floating_point() or not bool(((x >= 0) & (x <= 1)).all()):
+        raise InputError("pixels must be floats from 0 to 1: divide 8-bit images by 255")
+    return round_to_bytes(2 * x.float() - 1)
