@@ -22,7 +22,7 @@ from sfumato.data import ImageSet
 from sfumato.errors import InputError
 from sfumato.generator import Generator
 from sfumato.guidance import Guidance
-from sfumato.recipes import RECIPES, cascade, imagen
+from sfumato.recipes import RECIPES, cascade_training, imagen
 from sfumato.recipes.cascade import Cascade
 from sfumato.training import Progress
 
@@ -160,19 +160,19 @@ def test_no_step_is_lost_in_sharing(steps: int, count: int):
     from sfumato.training.budget import Budget
 
     for name in ("steps", "images"):
-        parts = [part[name] for part in cascade._shared(Budget(**{name: steps}), count)]
+        parts = [part[name] for part in cascade_training._shared(Budget(**{name: steps}), count)]
         assert sum(parts) == steps and min(parts) >= 1 and abs(parts[0] - steps / 2) <= 1
-    minutes = [part["minutes"] for part in cascade._shared(Budget(minutes=6.0), count)]
+    minutes = [part["minutes"] for part in cascade_training._shared(Budget(minutes=6.0), count)]
     assert minutes == pytest.approx([3.0, *[3 / (count - 1)] * (count - 1)])
 
 
 def test_small_images_are_means_of_blocks():
     data = pictures(size=(16, 16), channels=3)
-    small = cascade._shrunk(data, 2)
+    small = cascade_training._shrunk(data, 2)
     blocks = data.images.reshape(len(data), 4, 4, 4, 4, 3).mean((2, 4))
     assert np.abs(small.images - blocks).max() <= 0.5 + 1e-4
     assert small.labels is data.labels and small.classes == data.classes
-    assert cascade._shrunk(data, 0) is data
+    assert cascade_training._shrunk(data, 0) is data
 
 
 def test_settings_for_one_model(tmp_path: Path):
@@ -376,6 +376,17 @@ def test_a_damaged_config_is_said_to_be(text: str, said: str, tmp_path: Path):
 def test_impossible_samples(how: dict[str, Any], said: str, lively: Cascade):
     with pytest.raises(InputError, match=said):
         lively.sample(**how)
+
+
+def test_models_that_do_not_fit_each_other(lively: Cascade):
+    base, up = lively.models
+    for wrong in ([up, base], [base, base], [base, up, up]):
+        with pytest.raises(
+            InputError, match=r"cannot enlarge those of .* must be trained to enlarge, to twice the size"
+        ):
+            Cascade(wrong)
+    with pytest.raises(InputError, match="level=0 is impossible"):
+        Cascade([base, up], level=0.0)
 
 
 def test_no_film(lively: Cascade):

@@ -9,7 +9,6 @@ import numpy as np
 import pytest
 import torch
 from oracles import TINY, GaussianImages, pictures, random_covariance
-from scipy.stats import multivariate_normal
 from torch import Tensor
 
 from sfumato import Generator, InputError, train
@@ -31,6 +30,12 @@ LADDERS = pytest.mark.parametrize(
 )
 
 
+def log_density(x: np.ndarray, mean: np.ndarray, covariance: np.ndarray) -> np.ndarray:
+    """(N,) of a normal distribution at x (N, D)."""
+    normal = torch.distributions.MultivariateNormal(torch.from_numpy(mean), torch.from_numpy(covariance))
+    return normal.log_prob(torch.from_numpy(x)).numpy()
+
+
 def exact(images: GaussianImages) -> DenoiseAt:
     """The best denoiser there is, differentiable, for a level an image."""
 
@@ -49,8 +54,8 @@ def exact(images: GaussianImages) -> DenoiseAt:
 def samples(images: GaussianImages, count: int, seed: int = 0) -> tuple[Tensor, np.ndarray]:
     """Images (B, 1, H, W) float64 and their exact ``-log p`` in nats."""
     drawn = np.random.default_rng(seed).multivariate_normal(images.mean, images.covariance, count)
-    nats = -multivariate_normal(images.mean, images.covariance).logpdf(drawn)
-    return torch.from_numpy(drawn).view(count, 1, *images.ladder.size), np.atleast_1d(nats)
+    nats = -log_density(drawn, images.mean, images.covariance)
+    return torch.from_numpy(drawn).view(count, 1, *images.ladder.size), nats
 
 
 @LADDERS
@@ -85,7 +90,7 @@ def test_the_ode_gives_the_density(ladder: Ladder) -> None:
     x, _ = samples(images, 3)
     floor = 1e-3
     mean, covariance = images.noisy(ladder.stages - 1, floor)
-    nats = -multivariate_normal(mean, covariance).logpdf(x.flatten(1).numpy())
+    nats = -log_density(x.flatten(1).numpy(), mean, covariance)
     found = flow(exact(images), ladder, x, Noise(0, range(3)), steps=48, floor=floor, eight_bit=False, exact=True)
     # z_0 is taken for N(0, J_0^2), and is N(mean, C + J_0^2): that much is the ladder's, not the method's.
     np.testing.assert_allclose(found.numpy(), nats, atol=1e-2)
@@ -99,8 +104,8 @@ def test_the_ode_converges_at_fourth_order() -> None:
     def nats(steps: int) -> Tensor:
         return flow(exact(images), ladder, x, Noise(0, range(2)), steps, 0.05, eight_bit=False, exact=True)
 
-    best = nats(96)
-    coarse, fine = ((nats(steps) - best).abs().max() for steps in (12, 24))
+    best = nats(64)
+    coarse, fine = ((nats(steps) - best).abs().max() for steps in (8, 16))
     assert coarse / fine > 9
 
 
@@ -109,8 +114,8 @@ def test_hutchinsons_estimate_is_unbiased() -> None:
     images = GaussianImages.make(ladder)
     x = samples(images, 1)[0].expand(64, -1, -1, -1)
     denoise = exact(images)
-    drawn = flow(denoise, ladder, x, Noise(0, range(64)), 12, 0.01, eight_bit=False)
-    whole = flow(denoise, ladder, x[:1], Noise(0, [0]), 12, 0.01, eight_bit=False, exact=True)
+    drawn = flow(denoise, ladder, x, Noise(0, range(64)), 8, 0.01, eight_bit=False)
+    whole = flow(denoise, ladder, x[:1], Noise(0, [0]), 8, 0.01, eight_bit=False, exact=True)
     assert drawn.std() > 0.05
     assert abs(drawn.mean() - whole[0]) < 4 * drawn.std() / 8
 
@@ -152,7 +157,9 @@ def test_the_grid_changes_nothing_above_a_cell_and_rounds_at_the_floor() -> None
     torch.testing.assert_close(on_grid(x_hat, torch.tensor([0.9999 * CELL])), inside, rtol=0, atol=1e-6)
     steps = (x_hat + 1) / CELL
     clear = (steps - steps.round()).abs() < 0.4
-    torch.testing.assert_close(on_grid(x_hat, torch.tensor([FLOOR]))[clear], round_to_bytes(x_hat)[clear], atol=4e-4, rtol=0)
+    torch.testing.assert_close(
+        on_grid(x_hat, torch.tensor([FLOOR]))[clear], round_to_bytes(x_hat)[clear], atol=4e-4, rtol=0
+    )
 
 
 def test_the_last_term_is_what_the_noise_leaves_open() -> None:
@@ -189,7 +196,8 @@ def test_the_integral_converges_in_one_and_two_dimensions(dimension: int) -> Non
         return (z @ factor.T).view(n, 1, 1, dimension)
 
     x = draw(0, 6)
-    exact = -multivariate_normal(np.zeros(dimension), covariance + 0.2**2 * np.eye(dimension)).logpdf(x.view(6, dimension))
+    blurred = covariance + 0.2**2 * np.eye(dimension)
+    exact = -log_density(x.view(6, dimension).numpy(), np.zeros(dimension), blurred)
     found = integral(draw, x, samples=20_000, std=0.2)
     assert (np.abs(found.nats[-1].numpy() - exact) < 5 * found.error.numpy()).all()
     assert found.error.max() < 0.2

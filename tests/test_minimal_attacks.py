@@ -383,3 +383,40 @@ def test_accuracy_curve_of_a_linear_classifier():
         accuracy_curve(classifier, x, y, x_adv, "Linf", [-0.1])
     with pytest.raises(InputError, match="no samples"):
         accuracy_curve(classifier, x[:0], y[:0], x_adv[:0], "Linf", [0.1])
+
+
+def test_fmn_reaches_a_far_boundary_in_few_steps():
+    """From grey, 80 of 400 values must go all the way."""
+    weight = np.random.default_rng(0).normal(size=400)
+    gap = np.sort(np.abs(weight))[::-1][:80].sum() / 2 - 0.01
+    model = nn.Linear(400, 2)
+    with torch.no_grad():
+        model.weight.copy_(torch.from_numpy(np.stack([np.zeros(400), weight])))
+        model.bias.copy_(torch.tensor([0.0, -gap - weight.sum() / 2]))
+    classifier, x, y = (
+        Classifier(model, mean=0.0, std=1.0),
+        torch.full((2, 400), 0.5),
+        torch.zeros(2, dtype=torch.int64),
+    )
+    x_adv = fmn(classifier, x, y, norm="L0", steps=50)
+    assert fooled(classifier, x_adv, y).all()
+    size = norm_of(x_adv - x, "L0")
+    assert (size >= 80).all() and (size <= 90).all()
+
+
+def test_deepfool_takes_the_gradients_of_all_classes_from_one_forward_pass():
+    classifier, x, weight = linear((8,), 5, 3, seed=1)
+    y = classifier.predict(x)
+    classifier.reset_counts()
+    logits, slopes = classifier.gradients(x, lambda z: z[:, [2, 0]] ** 2)
+    assert (classifier.forwards, classifier.backwards) == (3, 6)
+    wanted = 2 * logits.detach()[:, [2, 0], None] * torch.from_numpy(weight[[2, 0]]).float()
+    assert slopes.shape == (3, 2, 8) and torch.allclose(slopes, wanted, rtol=1e-4, atol=1e-4)
+    classifier.reset_counts()
+    assert fooled(classifier, deepfool(classifier, x, y), y).all()
+    assert classifier.backwards == 3 * 4 and classifier.forwards < 3 * 25  # one step; the rest asks for labels
+    for bad in (lambda z: z[:, 0], lambda z: z[:1], lambda z: z[:, :0]):
+        with pytest.raises(InputError, match="losses"):
+            classifier.gradients(x, bad)
+    empty = classifier.gradients(x[:0], lambda z: z[:, :2])[1]
+    assert empty.shape == (0, 2, 8)

@@ -227,7 +227,7 @@ def test_captions_that_cannot_be_measured_are_refused(cache: None):
     class Mute:
         classes = ()
 
-        def sample(self, n: int = 1, **_: Any) -> Tensor:
+        def sample(self, n: int = 1, label: Any = None, **_: Any) -> Tensor:
             return torch.rand(n, 3, 16, 16)
 
     with pytest.raises(InputError, match="a judge of captions was given"):
@@ -235,8 +235,11 @@ def test_captions_that_cannot_be_measured_are_refused(cache: None):
     assert evaluate(Mute(), test, train, n=10)["retrieval"] is None
 
 
-def test_command(cache: None, sfumato: Command, inside: Path):
+def test_command(cache: None, sfumato: Command, inside: Path, monkeypatch: pytest.MonkeyPatch):
     from PIL import Image
+
+    monkeypatch.setattr("sfumato.metrics.retrieval._LEAST", 2)  # steps of the judge's training
+    monkeypatch.setattr("sfumato.metrics.retrieval._EPOCHS", 1)
 
     (inside / "captioned").mkdir()
     data = squares(8)

@@ -12,7 +12,7 @@ from benchmarks.arms.text_ladder import how
 from sfumato.conditions import Condition
 from sfumato.data import ImageSet
 from sfumato.recipes.cascade import Cascade
-from sfumato.recipes.cascade import train as cascade_steps
+from sfumato.recipes.cascade_training import train as cascade_steps
 
 SAMPLING = ("10:3", "10:5", "10:5:0.995")
 # At 32x32 two models of the default widths would have 1.8 times the ladder's parameters.

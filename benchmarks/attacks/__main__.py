@@ -6,11 +6,15 @@
 * table: writes what the records say into RESULTS.md.
 
 A measurement adds a line to ``results/attacks.jsonl``; what is there already is not measured again (``--again`` does).
-Peers that are not installed are left out. Everything is checked by ``sfumato.attacks.verified``.
+Peers that are not installed are left out (torchattacks and adv-lib are installed with --no-deps: torchvision is not needed).
+Everything is checked by ``sfumato.attacks.verified``.
 
-    .venv/bin/python -m pip install torchattacks pyautoattack foolbox adv-lib adversarial-robustness-toolbox scikit-image
-    .venv/bin/python -m benchmarks.attacks fixed minimal --targets standard robust --samples 200 --threads 1
-    .venv/bin/python -m benchmarks.attacks speed --targets robust standard --samples 200 --threads 1
+    .venv/bin/python -m pip install pyautoattack foolbox scikit-image six
+    .venv/bin/python -m pip install --no-deps torchattacks adv-lib adversarial-robustness-toolbox
+    .venv/bin/python -m benchmarks.attacks fixed --samples 64
+    .venv/bin/python -m benchmarks.attacks minimal --samples 40
+    .venv/bin/python -m benchmarks.attacks fixed minimal --targets effnet-lite0 --samples 8
+    .venv/bin/python -m benchmarks.attacks speed --targets robust --samples 200
     .venv/bin/python -m benchmarks.attacks table
 """
 
@@ -40,11 +44,12 @@ def main() -> None:
     chosen = parser.parse_args()
     machine.set_threads(chosen.threads)
     for name in chosen.targets if set(chosen.parts) - {"table"} else ():
-        target = find_target(name, chosen.samples)
         for part in chosen.parts:
             if part in strength.PARTS:
+                target = find_target(name, chosen.samples)
                 strength.measure(part, target, chosen.seed, chosen.attacks, chosen.packages, chosen.again)
             elif part == "speed":
+                target = find_target(name, chosen.samples, right_only=False)
                 speed.measure(target, chosen.seed, chosen.attacks, chosen.again)
     if "table" in chosen.parts:
         tables.write()

@@ -267,10 +267,6 @@ MINIMAL: dict[tuple[str, str], tuple[tuple[str, ...], Peer]] = {
     ("carlini-wagner", "adv-lib"): (("L2",), adv_lib("carlini_wagner_l2", max_iterations=lambda n, e, s: s)),
     ("carlini-wagner", "foolbox"): (("L2",), foolbox({"L2": "L2CarliniWagnerAttack"}, **_STEPS)),
     ("carlini-wagner", "torchattacks"): (("L2",), torchattacks("CW", steps=lambda eps, steps: 9 * steps)),
-    ("carlini-wagner", "art"): (
-        ("L2",),
-        art("CarliniL2Method", "classifier", max_iter=lambda n, e, s: s, batch_size=64, verbose=False),
-    ),
     ("ddn", "adv-lib"): (("L2",), adv_lib("ddn", steps=lambda n, e, s: s, levels=None)),
     ("ddn", "foolbox"): (("L2",), foolbox({"L2": "DDNAttack"}, **_STEPS)),
     ("fmn", "adv-lib"): (

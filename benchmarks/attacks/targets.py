@@ -45,7 +45,7 @@ SUREST = 0.25  # the least probability of the prediction that is taken as the la
 
 @dataclass(frozen=True)
 class Target:
-    """A classifier with rightly classified samples."""
+    """A classifier with samples."""
 
     name: str
     classifier: Classifier
@@ -54,15 +54,15 @@ class Target:
     eps: Mapping[str, float]  # by norm
 
 
-def find_target(name: str, samples: int) -> Target:
-    """The target, trained first where the cache does not hold it, and the first ``samples`` that it gets right."""
+def find_target(name: str, samples: int, right_only: bool = True) -> Target:
+    """The target, trained first where the cache does not hold it, and its first ``samples``, of those that it gets right."""
     if name == "effnet-lite0":
         classifier, x, y = photographs()
     else:
         classifier = fashion_classifier(TRAINED_EPS if name == "robust" else 0.0)
         data = load("fashion-mnist", split="test")
         x, y = data.pixels(slice(0, 3 * samples)), match_labels(classifier, data)[: 3 * samples]
-        right = classifier.predict(x) == y
+        right = (classifier.predict(x) == y) | (not right_only)
         x, y = x[right], y[right]
     return Target(name, classifier, x[:samples].contiguous(), y[:samples], EPS[name])
 

@@ -34,7 +34,7 @@ Picture = str | Path | Image.Image | Tensor  # a file; an open image; (C, H, W) 
 
 STRENGTH = 0.6  # of image to image, where none is asked for
 # Of inpainting, where it is not said. Fashion-MNIST, holes of a sixth to a half: against 0 the squared error falls by a
-# tenth to a quarter, for twice the time; 4 takes four times as long.
+# tenth to a quarter, for twice the time; 4 takes three times as long, for little more.
 RESAMPLE = 2
 IMAGE_TO_IMAGE, INPAINTING, SUPER_RESOLUTION = "image to image", "inpainting", "super-resolution"
 _MODES = {1: "L", 3: "RGB", 4: "RGBA"}

@@ -306,11 +306,7 @@ class Generator:
         if not self.kinds.tokens:
             other = "labels: give one of them with --label" if self.classes else "nothing but images: leave it out"
             raise InputError(f"a prompt was given, but this model was trained with {other}")
-        texts = [prompt] * n if isinstance(prompt, str) else list(prompt)
-        if len(texts) != n:
-            raise InputError(f"{len(texts)} prompts were given for {n} images: give one, or one for each")
-        if not all(text.strip() for text in texts):
-            raise InputError("a prompt is empty: say what to draw, or leave the prompt out for images of anything")
+        texts = check_prompts(prompt, n)
         distinct = list(dict.fromkeys(texts))
         latents = self.encoder(distinct)
         rows = torch.tensor([distinct.index(text) for text in texts])
@@ -421,6 +417,16 @@ class Generator:
         with self.autocast(), torch.set_grad_enabled(torch.is_grad_enabled() and x.requires_grad):
             x_hat = self.denoiser(z, level, self.ladder.stages - 1, c, torch.ones_like(level))
         return ((x_hat + 1) / 2).to(x.device)
+
+
+def check_prompts(prompt: str | Sequence[str], n: int) -> list[str]:
+    """A text for each of n images; InputError for another number of them, or an empty one."""
+    texts = [prompt] * n if isinstance(prompt, str) else list(prompt)
+    if len(texts) != n:
+        raise InputError(f"{len(texts)} prompts were given for {n} images: give one, or one for each")
+    if not all(text.strip() for text in texts):
+        raise InputError("a prompt is empty: say what to draw, or leave the prompt out for images of anything")
+    return texts
 
 
 def packaged() -> Path:

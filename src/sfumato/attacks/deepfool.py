@@ -94,14 +94,11 @@ def _boundaries(
     classifier: Classifier, point: Tensor, y: Tensor, others: Tensor, targeted: bool
 ) -> tuple[Tensor, Tensor]:
     """How far each other class is behind, (B, J), and the gradient of that, (B, J, ...)."""
-    count = others.shape[1]
-    repeated, labels = point.repeat_interleave(count, 0), y.repeat_interleave(count)
 
-    def lead(logits: Tensor) -> Tensor:
+    def leads(logits: Tensor) -> Tensor:
         if targeted:
-            return advantage(labels, True)(logits)
-        wanted = logits.gather(1, others.flatten()[:, None]) - logits.gather(1, labels[:, None])
-        return wanted.squeeze(1)
+            return advantage(y, True)(logits)[:, None]
+        return logits.gather(1, others) - logits.gather(1, y[:, None])
 
-    logits, slope = classifier.gradient(repeated, lead)
-    return lead(logits).to(point.dtype).reshape(len(point), count), slope.reshape(len(point), count, *point.shape[1:])
+    logits, slopes = classifier.gradients(point, leads)
+    return leads(logits).to(point.dtype), slopes

@@ -83,8 +83,7 @@ def standard(
     classes, and below 4 (targeted) and 3 classes the logits' ratio gives way to their difference.
 
     Args:
-        classifier: to attack; deterministic. A module on a CPU is called by as many threads at once as
-            ``torch.get_num_threads()`` allows (unless it has a budget): set that to 1 for one that cannot bear it.
+        classifier: to attack; deterministic.
         x: (B, ...) pixels in [0, 1].
         y: (B,) true labels, or with ``targeted`` the labels wanted.
         norm: Linf, L2 or L1.

@@ -20,6 +20,8 @@ if TYPE_CHECKING:
 
 DUAL = {"L1": "Linf", "L2": "L2", "Linf": "L1"}
 FIRST_STEP = {"L0": 1.0, "L1": 1.0, "L2": 1.0, "Linf": 10.0}  # Euclidean length of the first step in delta
+FIRST_SHARE = {"L0": 0.1, "L1": 0.05, "L2": 0.05, "Linf": 0.05}  # by which eps changes at first
+GROWTH = 1.5  # of an L0 ball in which nothing was found yet
 
 
 @ATTACKS.add("fmn")
@@ -34,7 +36,7 @@ def fmn(
     ids: Tensor | Sequence[int] | None = None,
     steps: int = 200,
     alpha: float | None = None,
-    gamma: float = 0.05,
+    gamma: float | None = None,
 ) -> Tensor:
     """The closest adversarial example in L0, L1, L2 or Linf (algorithm 1 of the paper).
 
@@ -42,12 +44,16 @@ def fmn(
     seen, then down by the share ``gamma`` where the last point was adversarial and up where it was not. It then
     follows the normalised gradient and projects the perturbation onto the ball of that ``eps`` and into the box.
 
+    Unlike the paper, as long as nothing adversarial was seen ``eps`` grows by half in L0 (by steps of 1 and 5%, most of
+    the budget went into getting there), and in L2 the perturbation is stretched to the length ``eps``, as in DDN: a
+    boundary that the gradient makes look far is then reached, which led to nearer ones.
+
     Args:
         x: (B, ...) pixels in [0, 1].
         y: (B,) true labels, or the wanted ones when ``targeted``.
         steps: gradient evaluations per sample.
         alpha: Euclidean length of the first step; it falls to a hundredth along a cosine (None: 10 for Linf, else 1).
-        gamma: by what share ``eps`` changes at first; it falls to 0.001 along a cosine.
+        gamma: by what share ``eps`` changes at first (None: 0.1 for L0, else 0.05); it falls to a fiftieth along a cosine.
 
     ``seed`` and ``ids`` are there because all attacks are called alike: this one draws nothing.
 
@@ -59,6 +65,7 @@ def fmn(
     """
     check_norm(norm, ("L0", "L1", "L2", "Linf"), "fmn")
     first = FIRST_STEP[norm] if alpha is None else alpha
+    first_share = FIRST_SHARE[norm] if gamma is None else gamma
 
     def search(x: Tensor, y: Tensor, rows: Tensor) -> Tensor:
         loss = advantage(y, targeted)
@@ -70,25 +77,30 @@ def fmn(
         for step in range(steps):
             cosine = (1 + math.cos(math.pi * step / steps)) / 2
             cosine_step = 0.01 + 0.99 * cosine
-            share = 0.001 + (gamma - 0.001) * cosine
+            share = first_share * (0.02 + 0.98 * cosine)
             logits, gradient = classifier.gradient(x + delta, loss)
             value = loss(logits)
             adversarial = value > 0
             closest.offer(x + delta, adversarial)
+            nothing = closest.size == torch.inf  # (B,)
             if norm == "L0":
                 fewer = torch.minimum(torch.minimum(eps - 1, (eps * (1 - share)).floor()), closest.size)
-                eps = torch.where(adversarial, fewer, torch.maximum(eps + 1, (eps * (1 + share)).floor()))
+                more = torch.where(nothing, (eps * GROWTH).ceil(), torch.maximum(eps + 1, (eps * (1 + share)).floor()))
+                eps = torch.where(adversarial, fewer, more)
             else:
                 to_boundary = value.abs() / norm_of(gradient, DUAL[norm]).clamp(min=1e-12)
                 # The paper goes to the linearised boundary; on it, a linear classifier would never be fooled.
-                reach = torch.where(closest.size < torch.inf, eps, norm_of(delta, norm) + to_boundary)
+                reach = torch.where(nothing, norm_of(delta, norm) + to_boundary, eps)
                 outside = reach * (1 + share)
                 eps = torch.where(adversarial, torch.minimum(eps * (1 - share), closest.size), outside)
             eps = torch.minimum(eps.clamp(min=0), farthest).to(x.dtype)
             # A step far longer than the ball leaves no trace of earlier ones; the paper's length is a cap here.
             length = cosine_step * torch.clamp(2 * _radius(eps, norm, values), max=first)
+            delta = delta + per_sample(length, x) * unit(gradient)
+            if norm == "L2":
+                delta = torch.where(per_sample(nothing, x) > 0, unit(delta) * per_sample(eps, x), delta)
             # Into box and ball at once: clipped afterwards, most of an L1 or L0 step would be lost.
-            delta = project_box_ball(x, delta + per_sample(length, x) * unit(gradient), norm, eps)
+            delta = project_box_ball(x, delta, norm, eps)
         closest.offer(x + delta, loss(classifier.logits(x + delta)) > 0)
         if norm == "L0":
             return closest.x_adv

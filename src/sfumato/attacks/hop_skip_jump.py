@@ -29,7 +29,10 @@ START_ROUNDS = 7  # of their bisection
 MOST_EVALUATIONS = 10_000  # of one gradient estimate
 FIRST_RADIUS = 0.1  # of the first estimate, as a share of the pixel range
 WIDER = 10  # times the paper's radius: more of the boundary, and of its normal, against the bisection's error
-MEMORY = {"L2": 0.0, "Linf": 0.7}  # weight of the last direction in the next; the sign that Linf takes gains by less noise
+MEMORY = {
+    "L2": 0.0,
+    "Linf": 0.7,
+}  # weight of the last direction in the next; the sign that Linf takes gains by less noise
 NUMBERS_AT_ONCE = 2**24  # pixels in one batch of queries
 
 

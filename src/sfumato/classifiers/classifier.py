@@ -190,25 +190,48 @@ class Classifier:
                 the pixels.
             BudgetExceeded: 2 B passes more than the budget allows.
         """
-        self._afford(2 * len(x))
-        # Inference tensors can take no part in a gradient, so neither that mode nor the tensor itself is used here.
-        with torch.inference_mode(False), torch.enable_grad(), self.ready():
-            leaf = (x.clone() if x.is_inference() else x).detach().requires_grad_()
-            logits = self(leaf)
+
+        def single(logits: Tensor) -> Tensor:
             values = loss(logits)
             if values.shape != x.shape[:1]:
                 raise InputError(
                     f"the loss gives {_shape(values)} for {len(x)} images: it must give one number an image"
                 )
+            return values[:, None]
+
+        logits, slopes = self.gradients(x, single)
+        return logits, slopes[:, 0]
+
+    def gradients(self, x: Tensor, losses: Callable[[Tensor], Tensor]) -> tuple[Tensor, Tensor]:
+        """The logits, and the gradients of several losses of each image: one forward pass, and a backward pass a loss.
+
+        Args:
+            x: (B, C, H, W) pixels in [0, 1].
+            losses: from (B, K) logits to (B, J), J of 1 or more.
+
+        Returns:
+            Logits (B, K) and the gradients (B, J, C, H, W); otherwise as ``gradient``.
+        """
+        self._afford(2 * len(x))
+        # Inference tensors can take no part in a gradient, so neither that mode nor the tensor itself is used here.
+        with torch.inference_mode(False), torch.enable_grad(), self.ready():
+            leaf = (x.clone() if x.is_inference() else x).detach().requires_grad_()
+            logits = self(leaf)
+            values = losses(logits)  # (B, J)
+            if values.ndim != 2 or len(values) != len(x) or not values.shape[1]:
+                raise InputError(f"the losses are {_shape(values)} for {len(x)} images: give (images, losses)")
             if len(x) == 0:
-                return logits.detach(), torch.zeros_like(x)
-            found = None
-            if values.requires_grad:
-                (found,) = torch.autograd.grad(values.sum(), leaf, allow_unused=True)
-        if found is None:
+                return logits.detach(), x.new_zeros(0, *values.shape[1:], *x.shape[1:])
+            self._afford(values.numel())
+            found: list[Tensor] = []
+            for number, sums in enumerate(values.sum(0).unbind() if values.requires_grad else ()):
+                (slope,) = torch.autograd.grad(sums, leaf, retain_graph=number + 1 < values.shape[1], allow_unused=True)
+                if slope is not None:
+                    found.append(slope)
+        if len(found) < values.shape[1]:
             raise InputError("the model's output does not depend differentiably on the pixels (no_grad, argmax or NumPy "
                              "inside?), so no gradient can be taken: use an attack that needs none")  # fmt: skip
-        return logits.detach(), found
+        return logits.detach(), found[0][:, None] if len(found) == 1 else torch.stack(found, 1)
 
     def logits(self, x: Tensor) -> Tensor:
         """(B, C, H, W) pixels in [0, 1] as (B, K) float32 logits without gradients, ``batch_size`` images at a time."""

@@ -9,7 +9,21 @@ from typing import Annotated, Any
 
 import typer
 
-from sfumato.cli import attack, audit, boundary, certify, classifier, data, demo, evaluate, export, sample, train
+from sfumato.cli import (
+    attack,
+    audit,
+    boundary,
+    certify,
+    classifier,
+    classify,
+    data,
+    demo,
+    evaluate,
+    export,
+    sample,
+    score,
+    train,
+)
 from sfumato.cli.console import Interrupted, Verb, say
 from sfumato.errors import InputError
 
@@ -26,6 +40,8 @@ app.command("demo", cls=Verb)(demo.demo)
 app.command("train", cls=Verb)(train.train)
 app.command("sample", cls=Verb)(sample.sample)
 app.command("evaluate", cls=Verb)(evaluate.evaluate)
+app.command("score", cls=Verb)(score.score)
+app.command("classify", cls=Verb)(classify.classify)
 app.command("export", cls=Verb)(export.export)
 app.command("attack", cls=attack.AttackVerb)(attack.attack)
 app.command("audit", cls=Verb)(audit.audit)

@@ -76,7 +76,9 @@ def sample(
     strength: Annotated[
         float | None,
         typer.Option(
-            "--strength", help="How much of it is drawn anew, 0 to 1. Default: 0.6, with a mask 1.", show_default=False
+            "--strength",
+            help="How much of it is drawn anew, 0 to 1. Default: 0.6, with a mask 1. With --toward: how far. Default: 0.4.",
+            show_default=False,
         ),
     ] = None,
     mask: Annotated[
@@ -95,6 +97,23 @@ def sample(
             help="With a mask: how often to paint again, for a better fit. Default: 2.",
             show_default=False,
         ),
+    ] = None,
+    variations: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--variations",
+            metavar="IMAGE",
+            help="An image to vary, or two to go between; with a model of --recipe dalle2.",
+            show_default=False,
+        ),
+    ] = None,
+    toward: Annotated[
+        str | None,
+        typer.Option("--toward", metavar="TEXT", help="Move the image of --variations to this.", show_default=False),
+    ] = None,
+    away: Annotated[
+        str | None,
+        typer.Option("--away", metavar="TEXT", help="With --toward: what the image shows now.", show_default=False),
     ] = None,
     film: Annotated[
         bool, typer.Option("--film", help="Show both directions: images down to noise, and noise up to images.")
@@ -135,16 +154,33 @@ def sample(
     if count < 1:
         raise InputError(f"-n {count} draws nothing: give 1 or more")
     for option, value in (("--strength", strength), ("--mask", mask), ("--resample", resample)):
-        if value is not None and init is None:
-            raise InputError(f"{option} is for changing an image: give that image with --init")
+        if value is not None and init is None and not (option == "--strength" and toward is not None):
+            also = ", or with --variations and --toward" if option == "--strength" else ""
+            raise InputError(f"{option} is for changing an image: give that image with --init{also}")
+    others = {"--prompt": prompt, "--label": label, "--init": init, "--film": film, "--weak": weak}
+    _check_variations(variations or [], toward, away, [option for option, value in others.items() if value])
     if film and init is not None:
         raise InputError("--film shows sampling from pure noise: leave --init out, or --film")
     from sfumato import editing, pictures
     from sfumato.generator import Generator, packaged
+    from sfumato.recipes import load, varied
 
-    generator = Generator.from_pretrained(model or packaged(), device)
+    generator = load(model or packaged(), device)
     pressed = _guidance(generator, guidance, _interval(interval), rescale, threshold)
     how: dict[str, Any] = {"sampler": sampler, "steps": steps, "guidance": pressed, "seed": seed}
+    if variations:
+        with counting(f"drawing {count} images") as progress:
+            moved: dict[str, Any] = {"toward": toward, "away": away, "strength": strength}
+            pixels, done = varied(generator, variations, count, **moved, progress=progress, **how)
+        if folder:
+            _write_folder(target, pictures.to_bytes(pixels), [])
+        elif target.suffix.lower() == ".npz":
+            _write_npz(target, pictures.to_bytes(pixels), [], (), None)
+        else:
+            pictures.save(pictures.grid(pixels, count if count <= MOST_COLUMNS else None), target)
+        result = {"output": output, "count": count, "variations": variations, **moved, **how, "guidance": vars(pressed)}
+        show([f"{count} {done}: {output}"], result, as_json)
+        return
     if weak is not None:
         how["weak"] = Generator.from_pretrained(weak, device)
     labels = None if not label else [label[i % len(label)] for i in range(count)]
@@ -152,6 +188,8 @@ def sample(
     if prompt:
         prompts = [text for text in prompt for _ in range(count)]
         count = len(prompts)
+    if init is not None and not isinstance(generator, Generator):
+        raise InputError("--init needs a model that is one ladder, and this is one of a recipe: give another model")
     edit = None if init is None else editing.plan(generator.ladder, init, strength, mask)
     if film:
         with waiting("drawing the film"):
@@ -179,6 +217,21 @@ def sample(
         result["strength"] = None if edit.kind == editing.SUPER_RESOLUTION else edit.strength
     done = "" if edit is None else f", {edit}"
     show([f"{count} {what if count > 1 or film else 'image'}{done}: {output}"], result, as_json)
+
+
+def _check_variations(images: Sequence[str], toward: str | None, away: str | None, others: Sequence[str]) -> None:
+    """Refuse options that do not go together, before the model is loaded."""
+    for option, value, needs in (("--toward", toward, "--variations"), ("--away", away, "--toward")):
+        if value is not None and (not images if option == "--toward" else toward is None):
+            raise InputError(f"{option} says how an image is to change: give {needs}, too")
+    if not images:
+        return
+    if len(images) > (1 if toward is not None else 2):
+        most = "one image" if toward is not None else "one image or two"
+        raise InputError(f"--variations was given {len(images)} times: give {most}")
+    if others:
+        hint = "say with --toward what it is to become" if "--prompt" in others else "leave one of them out"
+        raise InputError(f"--variations starts from an image, and {others[0]} does not go with it: {hint}")
 
 
 def _guidance(

@@ -97,7 +97,7 @@ class ImageTextModel(nn.Module):
         text_width: of its latents.
         width: of the embedding.
         encoder: (B, C, H, W) pixels in [0, 1] -> (B, encoder.features); None is a ConvEncoder to be trained. One that
-            takes no gradients is not saved.
+            is given is not saved with the model.
         dropout: of the image's features and of the text's, in training.
     """
 
@@ -113,6 +113,7 @@ class ImageTextModel(nn.Module):
         super().__init__()
         self.channels, self.text, self.text_width, self.width = channels, text, text_width, width
         self.name = "trained here"
+        self.own_encoder = encoder is None
         self.encoder = encoder or ConvEncoder(channels)
         features = self.encoder.features
         assert isinstance(features, int)
@@ -175,8 +176,7 @@ class ImageTextModel(nn.Module):
 
     def saved_tensors(self) -> dict[str, Tensor]:
         """The weights and averages of what is trained."""
-        frozen = not any(p.requires_grad for p in self.encoder.parameters())
-        return {k: v for k, v in self.state_dict().items() if not (frozen and k.startswith("encoder."))}
+        return {k: v for k, v in self.state_dict().items() if self.own_encoder or not k.startswith("encoder.")}
 
     def save(self, path: str | Path) -> None:
         """Write ``model.safetensors`` and ``config.json`` into the folder ``path``."""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any, Protocol
 
 import numpy as np
@@ -64,13 +64,18 @@ class Captions:
         self._identity = {"text": f"{encoder} ({model.fingerprint})"}
 
     def batch(self, index: np.ndarray, x: Tensor, generator: torch.Generator) -> Condition:
-        which = torch.rand(len(index), generator=generator).tolist()
-        choices = (self._captions[i] for i in index)
-        latents = self._store[[texts[int(w * len(texts))] for texts, w in zip(choices, which, strict=True)]]
+        latents = self._store[draw_texts(self._captions, index, generator)]
         return Condition(vector=latents.vector, tokens=latents.tokens, mask=latents.mask).to(x.device)
 
     def identity(self) -> dict[str, Any]:
         return self._identity
+
+
+def draw_texts(captions: Sequence[tuple[str, ...]], index: np.ndarray, generator: torch.Generator) -> list[str]:
+    """For each of the images ``index`` (B,) one of its captions."""
+    which = torch.rand(len(index), generator=generator).tolist()
+    choices = (captions[i] for i in index)
+    return [texts[int(w * len(texts))] for texts, w in zip(choices, which, strict=True)]
 
 
 def source_of(data: ImageSet, encoder: str, progress: Progress | None = None) -> Source:

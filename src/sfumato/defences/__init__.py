@@ -20,11 +20,13 @@ from sfumato.defences.certificates import (
     linf_radius,
 )
 from sfumato.defences.certification import Certification, certify_data
+from sfumato.defences.diffusion_classifier import Decision, DiffusionClassifier, classify, diffusion_classifier
 from sfumato.defences.fit import check_fit
 from sfumato.defences.smoothed_attack import Attacked, attack_smoothed
 from sfumato.defences.smoothing import certify
 
 __all__ = [
-    "ABSTAIN", "Attacked", "Certificate", "Certification", "attack_smoothed", "certified", "certify", "certify_data",
-    "check_fit", "guaranteed", "l1_radius", "l2_radius", "linf_radius",
+    "ABSTAIN", "Attacked", "Certificate", "Certification", "Decision", "DiffusionClassifier", "attack_smoothed",
+    "certified", "certify", "certify_data", "check_fit", "classify", "diffusion_classifier", "guaranteed",
+    "l1_radius", "l2_radius", "linf_radius",
 ]  # fmt: skip

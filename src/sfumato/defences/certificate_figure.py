@@ -26,13 +26,12 @@ def draw(report: Mapping[str, Any]) -> bytes:
                   markersize=5)  # fmt: skip
         if report["attack"] is not None:
             _empirical(axes, report)
-        axes.set(
-            xlim=(0, curve["radius"][-1]), ylim=(0, 1.02), xlabel="L2 radius (pixels from 0 to 1)", ylabel="accuracy"
-        )
+        axes.set(xlim=(0, 1.02 * curve["radius"][-1] or 1.0), ylim=(0, 1.02), ylabel="accuracy",
+                 xlabel="L2 radius (pixels from 0 to 1)")  # fmt: skip
         axes.yaxis.set_major_formatter(lambda value, _: f"{value:.0%}")
         axes.spines[["top", "right"]].set_visible(False)
         axes.grid(alpha=0.25)
-        axes.legend(frameon=False, fontsize="small", loc="upper right")
+        figure.legend(frameon=False, fontsize="small", loc="outside lower center", ncols=3)
         front = "denoised and classified" if report["generator"] else "classified with the noise"
         axes.set_title(f"sigma {smoothing['sigma']:g}, {front}, alpha {smoothing['alpha']:g}", color=INK, loc="left",
                        fontsize="medium")  # fmt: skip
@@ -47,9 +46,8 @@ def _empirical(axes: Any, report: Mapping[str, Any]) -> None:
     below = [point["accuracy"] - point["low"] for point in points]
     above = [point["high"] - point["accuracy"] for point in points]
     radii = [row["radius"] for row in rows]
-    attack = report["attack"]
     axes.errorbar(radii, [point["accuracy"] for point in points], yerr=[below, above], fmt="D", color=ATTACK, markersize=5,
                   capsize=3, linewidth=1.2, clip_on=False,
-                  label=f"attacked ({attack['steps']} steps, {attack['draws']} draws), {attack['images']} images")  # fmt: skip
+                  label=f"attacked, {report['attack']['images']} of them")  # fmt: skip
     axes.plot(radii, [row["certified_attacked"]["accuracy"] for row in rows], "_", color=LINE, markersize=14,
-              markeredgewidth=2, clip_on=False, label="certified, the same images")  # fmt: skip
+              markeredgewidth=2, clip_on=False, label="certified, of the same")  # fmt: skip

@@ -34,7 +34,7 @@ class Certificate:
 
     Attributes:
         label: the class that it says, ``ABSTAIN`` (-1) where that is not certain.
-        radius: within this L2 distance it says the same; 0 where it abstains.
+        radius: within this L2 distance it says the same; 0 where it abstains, or is sure of no more than the image itself.
         n: draws from which the probability was estimated.
         p_lower: the probability of ``selected`` is at least this; in sequential mode at whatever time one stops.
         selected: the most frequent class of the first draws.

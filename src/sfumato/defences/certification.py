@@ -10,7 +10,8 @@ Clopper and Pearson; sizes are in units of pixels in [0, 1].
 * ``table``: for radius 0 and each that was asked for: ``radius``, the ``linf`` and ``l1`` radii that follow, ``certified``;
   ``guaranteed``, the share of these images that is truly robust but for a probability of 0.001; ``undecided`` images;
   and for the images that were attacked ``empirical`` and ``certified_attacked``, or null
-* ``curve``: certified accuracy against ``radius``: ``accuracy``, ``low``, ``high``
+* ``curve``: certified accuracy at each ``radius`` where it falls, as a step function that holds up to there: ``accuracy``,
+  ``low``, ``high``; in sequential mode it ends at the largest radius asked for, beyond which nothing was tried
 * ``abstained``: images; ``draws``: ``median`` and ``p95`` of an image, selection included, and the ``passes`` of the network
 * ``attack``: ``images``, ``steps``, ``draws``, ``contradictions`` (images fooled within their certified radius: 0 but for
   a share of alpha, or something is wrong), or null
@@ -60,7 +61,6 @@ if TYPE_CHECKING:
 SCHEMA = "sfumato.certificates/1"
 RESULT, ARRAYS, PICTURE = "certificates.json", "certificates.npz", "certificates.png"
 STEPS, DRAWS = 20, 16  # of the attack
-POINTS = 121  # of the curve
 Progress = Callable[[int, int], None]
 
 
@@ -172,9 +172,8 @@ def certify_data(
     spent = [each.n + each.selection for each in found]
     labels = y.tolist()
     table = _table(found, labels, fell, x[0].numel(), alpha)
-    most = max([each.radius for each in found] + list(found[0].radii))
-    grid = np.linspace(0, 1.05 * most or 1.0, POINTS)
-    curve = certified_curve(found, labels, grid)
+    steps = _steps(found, mode)
+    curve = certified_curve(found, labels, steps)
     report = {
         "schema": SCHEMA,
         "verdict": _verdict(names, generator is not None, sigma, alpha, table),
@@ -185,7 +184,7 @@ def certify_data(
                  "of": len(data), "dimensions": x[0].numel()},
         "smoothing": {"sigma": sigma, "mode": mode, "alpha": alpha, "n0": n0, "n": n},
         "table": table,
-        "curve": {"radius": grid.tolist(), **_columns(curve)},
+        "curve": {"radius": steps.tolist(), **_columns(curve)},
         "abstained": sum(each.label == ABSTAIN for each in found),
         "draws": {"median": float(np.median(spent)), "p95": float(np.quantile(spent, 0.95)), "passes": passes},
         "attack": {"images": few, "steps": STEPS, "draws": DRAWS, "contradictions": _contradictions(found, labels, fell)}
@@ -219,6 +218,14 @@ def _table(
             }
         )
     return table
+
+
+def _steps(found: list[Certificate], mode: str) -> np.ndarray:
+    """The radii at which the curve may fall, rising from 0."""
+    reached = np.array([each.radius for each in found])
+    asked = found[0].radii
+    end = asked[-1] if mode == "sequential" and asked else max([float(reached.max()), *asked])
+    return np.unique([0.0, *reached[reached < end], *asked, end])
 
 
 def _contradictions(found: list[Certificate], labels: list[int], fell: Tensor) -> int:

@@ -11,12 +11,13 @@ from torch import Tensor
 
 from sfumato.errors import InputError
 from sfumato.ladder import Ladder, coarse
-from sfumato.likelihood.pixels import FLOOR, on_grid, reconstruction
+from sfumato.likelihood.pixels import CELL, on_grid, reconstruction
 from sfumato.samplers import Noise
 
 DenoiseAt = Callable[[Tensor, Tensor, int], Tensor]  # (z (B, C, h, w), sigma (B,), stage) -> x^ (B, C, h, w)
 
 DRAWS = 32
+FLOOR = CELL / 4  # where an 8-bit image is told: lower, a network errs by more than the last term falls
 SCALE = 0.05  # levels are drawn uniformly in log(s / (s + SCALE)), about as often as they add to the sum
 
 

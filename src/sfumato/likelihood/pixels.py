@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 CELL = 2 / 255  # between neighbouring 8-bit values
-FLOOR = CELL / 6  # the noise level at which an 8-bit image is told: three standard deviations are half a cell
+FLOOR = CELL / 6  # three standard deviations of it are half a cell: noise that stays within an 8-bit value
 _REACH = 6  # neighbouring values on each side that are looked at
 _EDGE = 1 - CELL / 4  # beyond it a pixel is black or white
 

@@ -47,12 +47,14 @@ class Judge:
 
     Args:
         name: for people.
+        digest: 16 hex digits of its weights; numbers compare only where they are the same.
         space: features of images, (N, space.dimension).
         head: those features to points of the unit sphere, (N, D).
         texts: texts to points of the same sphere, (N, D).
     """
 
     name: str
+    digest: str
     space: FeatureSpace
     head: Callable[[Tensor], Tensor]
     texts: Callable[[Sequence[str]], Tensor]
@@ -157,7 +159,7 @@ class Retrieval:
 
     def describe(self) -> dict[str, Any]:
         return {
-            "judge": self.judge.name, "space": self.judge.space.name, "hash": self.judge.space.digest,
+            "judge": self.judge.name, "space": self.judge.space.name, "hash": self.judge.digest,
             "candidates": self.candidates, "chance": 1 / self.candidates,
         }  # fmt: skip
 
@@ -196,15 +198,16 @@ def find_judge(train: ImageSet, device: torch.device, name: str | None = None, t
         found = find_image_text(name, str(device))
         weights = digest(found.model if isinstance(found, TransformersClip) else found)
         space = FeatureSpace(f"image-text {name}", weights, found.width, found.images, device, _LIMIT)
-        return Judge(name, space, lambda features: features, found.texts)
+        return Judge(name, weights, space, lambda features: features, found.texts)
     if effnet.installed():
         space = FEATURES["effnet-lite0"](train, device)
         model = _trained(train, device, text, space)
-        return Judge(f"effnet-lite0 and {text}, trained on {train.name}", space, model.of_features, model.texts)
+        return Judge(
+            f"effnet-lite0 and {text}, trained on {train.name}", digest(model), space, model.of_features, model.texts
+        )
     space, model = _convolutional(train, device, text)
-    return Judge(
-        f"convolutions and {text}, trained on {train.name}", space, lambda x: F.normalize(x, dim=1), model.texts
-    )
+    name = f"convolutions and {text}, trained on {train.name}"
+    return Judge(name, digest(model), space, lambda x: F.normalize(x, dim=1), model.texts)
 
 
 @FEATURES.add("image-text")

@@ -6,9 +6,10 @@ folder is loaded); ``load`` finds out which kind a folder holds.
 
 from __future__ import annotations
 
-import sfumato.recipes.cascade
-import sfumato.recipes.dalle2
+import sfumato.recipes.cascade_training
+import sfumato.recipes.dalle2_training
 import sfumato.recipes.imagen  # noqa: F401  (each enters itself)
+from sfumato.recipes.dalle2 import varied
 from sfumato.recipes.registry import LOADERS, RECIPES, PartProgress, load
 
-__all__ = ["LOADERS", "RECIPES", "PartProgress", "load"]
+__all__ = ["LOADERS", "RECIPES", "PartProgress", "load", "varied"]

@@ -7,41 +7,30 @@ Imagen as published (Saharia et al. 2022); ``sfumato train --recipe imagen`` doe
 
 from __future__ import annotations
 
+import itertools
 import json
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import closing
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor
 
 from sfumato import weights
 from sfumato.conditions import Condition, Kinds
-from sfumato.conditions.low_resolution import LowResolution, enlarged
-from sfumato.conditions.sources import source_of
-from sfumato.config import preset as config_of
-from sfumato.data import ImageSet, load
-from sfumato.errors import InputError, nearest
+from sfumato.conditions.low_resolution import enlarged
+from sfumato.errors import InputError
 from sfumato.files import atomic_write
 from sfumato.generator import Generator, Labels, Prompts, to_pixels
 from sfumato.guidance import Guidance
-from sfumato.ladder import Ladder, pool
-from sfumato.pictures import to_bytes
-from sfumato.recipes import imagen
-from sfumato.recipes.registry import CONFIG, LOADERS, RECIPES, PartProgress
+from sfumato.ladder import Ladder
+from sfumato.recipes.registry import CONFIG, LOADERS
 from sfumato.samplers import Noise, mix_seed
-from sfumato.training import Progress, training_steps
-from sfumato.training.budget import Budget
 
 NAME = "cascade"
 FORMAT = 1
 LEVEL = 0.1  # of the noise on a small image when it is enlarged: benchmarks/RESULTS.md, Text to image
-BASE_SHARE = 0.5  # of the budget; the enlarging models share the rest equally
-SMALLEST, USUAL = 8, 16  # px, the shorter side of the base model's images: at least, and where there is a choice
-CHUNK = 256  # images pooled at once
 
 
 class Cascade:
@@ -54,14 +43,20 @@ class Cascade:
 
     def __init__(self, models: Sequence[Generator], level: float = LEVEL) -> None:
         self.models = tuple(models)
-        self.level = level
+        self.level = check_level(level)
+        for small, large in itertools.pairwise(self.models):
+            if large.ladder.size != tuple(2 * side for side in small.ladder.size) or not large.kinds.image:
+                raise InputError(
+                    f"a model for images of {large.ladder.size} cannot enlarge those of {small.ladder.size}: each model of "
+                    "a cascade after the first must be trained to enlarge, to twice the size"
+                )
         self.classes = self.models[0].classes
         self.device = self.models[0].device
 
     @classmethod
     def from_pretrained(cls, path: str | Path, device: str = "auto") -> Cascade:
         """Load a run folder; InputError where it is none of a cascade, damaged, or not all models are there."""
-        config = _read(Path(path))
+        config = read(Path(path))
         if config is None:
             raise InputError(f"{path} holds no cascade: give a folder that 'sfumato train --recipe {NAME}' wrote")
         for name in config.models:
@@ -73,11 +68,11 @@ class Cascade:
 
     def save(self, path: str | Path) -> None:
         """Write each model into a sub-folder of ``path``, and ``config.json``."""
-        names = _names(len(self.models))
+        names = names_of(len(self.models))
         for name, model in zip(names, self.models, strict=True):
             model.save(Path(path) / name)
         sizes = tuple(model.ladder.size for model in self.models)
-        _Stored(names, sizes, self.level).write(Path(path))
+        Stored(names, sizes, self.level).write(Path(path))
 
     @property
     def ladder(self) -> Ladder:
@@ -135,7 +130,7 @@ class Cascade:
             raise InputError(f"n={n} and batch_size={batch_size}: both must be 1 or more")
         if weak is not None:
             raise InputError("a weak model cannot guide a cascade, which has a model for each size: leave it out")
-        level = _check_level(self.level if level is None else level)
+        level = check_level(self.level if level is None else level)
         counts = [steps] * len(self.models) if steps is None or isinstance(steps, int) else list(steps)
         if len(counts) != len(self.models):
             raise InputError(
@@ -178,7 +173,7 @@ def _seed(seed: int, model: int, purpose: int = 0) -> int:
     return mix_seed(seed, 2**31 + 2 * model + purpose) if model else seed
 
 
-def _check_level(level: float) -> float:
+def check_level(level: float) -> float:
     if not 0 < level < float("inf"):
         raise InputError(f"level={level:g} is impossible: give a noise level over 0, such as {LEVEL}")
     return level
@@ -187,12 +182,12 @@ def _check_level(level: float) -> float:
 # -- what is stored of a cascade, beside its models ---------------------------------------------------------------------
 
 
-def _names(count: int) -> tuple[str, ...]:
+def names_of(count: int) -> tuple[str, ...]:
     return ("base", *(f"up-{i}" for i in range(1, count)))
 
 
 @dataclass(frozen=True)
-class _Stored:
+class Stored:
     """``config.json``: the sub-folders of the models, base first, their (height, width), and the level in sampling."""
 
     models: tuple[str, ...]
@@ -205,7 +200,7 @@ class _Stored:
         atomic_write(folder / CONFIG, json.dumps(parts, indent=2) + "\n")
 
 
-def _read(folder: Path) -> _Stored | None:
+def read(folder: Path) -> Stored | None:
     """What a folder's ``config.json`` says of a cascade; None where there is none, or one of something else."""
     file = folder / CONFIG
     if not file.is_file():
@@ -217,8 +212,8 @@ def _read(folder: Path) -> _Stored | None:
         if found["format"] != FORMAT:
             raise InputError(f"{file} is of format {found['format']}, this sfumato reads format {FORMAT}: update it")
         sizes = tuple((int(height), int(width)) for height, width in found["sizes"])
-        stored = _Stored(tuple(found["models"]), sizes, _check_level(float(found["level"])))
-        if stored.models != _names(len(sizes)):
+        stored = Stored(tuple(found["models"]), sizes, check_level(float(found["level"])))
+        if stored.models != names_of(len(sizes)):
             raise ValueError(f"models {stored.models}")
         return stored
     except InputError:
@@ -230,157 +225,3 @@ def _read(folder: Path) -> _Stored | None:
 @LOADERS.add(NAME)
 def load_cascade(path: Path, device: str) -> Cascade:
     return Cascade.from_pretrained(path, device)
-
-
-# -- training -----------------------------------------------------------------------------------------------------------
-
-
-@RECIPES.add(NAME)
-def train(
-    data: str | Path | ImageSet,
-    out: str | Path,
-    *,
-    minutes: float | None = None,
-    images: int | None = None,
-    steps: int | None = None,
-    preset: str | None = None,
-    settings: Mapping[str, str] | None = None,
-    size: int | tuple[int, int] | None = None,
-    fit: str = "crop",
-    device: str = "auto",
-    seed: int = 0,
-) -> Iterator[Progress]:
-    """Train a base model and one or two that enlarge, one after the other; all as ``training.training_steps``.
-
-    The base model gets ``BASE_SHARE`` of the budget, the others share the rest equally. Each has a run folder inside
-    ``out``: ``base/``, ``up-1/``, ... The same call goes on where it stopped. With captions, the guidance is Imagen's.
-
-    Args:
-        settings: of all models; ``up-1.batch`` is for that model alone. ``base`` is the shorter side of the base model's
-            images (default: the size halved twice, or as often as leaves 16 pixels, but at least once), ``level`` the
-            noise on small images in sampling.
-
-    Raises:
-        InputError: as ``training_steps``; images too small; a setting that a cascade cannot have.
-    """
-    out = Path(out)
-    budget = Budget.of(minutes, images, steps)
-    dataset = load(data, size=size, fit=fit)
-    given = dict(settings or {})
-    level = _check_level(_number("level", given.pop("level", str(LEVEL))))
-    halvings = _halvings(dataset.size, given.pop("base", None))
-    names = _names(halvings + 1)
-    chosen = _by_model({**(imagen.DEFAULTS if dataset.captions is not None else {}), **given}, names)
-    sets = [_shrunk(dataset, halvings - i) for i in range(len(names))]
-    stored = _Stored(names, tuple(one.size for one in sets), level)
-    _check_folder(out, stored)
-    encoder = {config_of(one.size, preset).with_settings(own).text for one, own in zip(sets, chosen, strict=True)}
-    if len(encoder) > 1:
-        raise InputError(
-            f"the models of a cascade are told the same, but text= is {' and '.join(sorted(encoder))}: give one"
-        )
-    told = source_of(dataset, encoder.pop())
-    parts = [
-        training_steps(
-            one, out / name, preset=preset, settings=own, device=device, seed=seed, **part,
-            source=lambda images, i=i: LowResolution(told, images.channels) if i else told,
-        )
-        for i, (name, one, own, part) in enumerate(zip(names, sets, chosen, _shared(budget, len(names)), strict=True))
-    ]  # fmt: skip
-    return _steps(dict(zip(names, parts, strict=True)), out, stored)
-
-
-def _steps(parts: Mapping[str, Iterator[Progress]], out: Path, stored: _Stored) -> Iterator[PartProgress]:
-    stored.write(out)
-    done = 0.0
-    for (name, part), share in zip(parts.items(), _shares(len(parts)), strict=True):
-        with closing(part):  # type: ignore[type-var]
-            for progress in part:
-                yield PartProgress(**{**vars(progress), "fraction": done + share * progress.fraction}, part=name)
-        done += share
-
-
-def _shares(count: int) -> list[float]:
-    """Each model's share of the budget."""
-    return [BASE_SHARE, *[(1 - BASE_SHARE) / (count - 1)] * (count - 1)]
-
-
-def _shared(budget: Budget, count: int) -> list[dict[str, Any]]:
-    """Each model's part of the budget, as arguments of ``training_steps``."""
-    if budget.minutes is not None:
-        return [{"minutes": share * budget.minutes} for share in _shares(count)]
-    name, total = ("images", budget.images) if budget.images is not None else ("steps", budget.steps)
-    assert total is not None
-    if total < count:
-        raise InputError(f"--{name} {total} cannot be shared over {count} models: give {count} or more")
-    base = min(max(round(BASE_SHARE * total), 1), total - (count - 1))
-    each, over = divmod(total - base, count - 1)
-    return [{name: amount} for amount in (base, *(each + (i < over) for i in range(count - 1)))]
-
-
-def _number(key: str, text: str) -> float:
-    try:
-        return float(text)
-    except ValueError:
-        raise InputError(f"setting {key}={text!r} cannot be read: give a number") from None
-
-
-def _halvings(size: tuple[int, int], wanted: str | None) -> int:
-    """How often the images are halved for the base model."""
-    side = min(size)
-    possible = [k for k in (1, 2) if side >> k >= SMALLEST and not any(one % 2 ** (k + 1) for one in size)]
-    if not possible:
-        raise InputError(
-            f"images of {size[0]}x{size[1]} are too small for a cascade, or cannot be halved into an even size: its base "
-            f"model draws {SMALLEST} pixels a side or more, so give a --size that 4 divides, {2 * SMALLEST} or more"
-        )
-    if wanted is None:
-        return max((k for k in possible if side >> k >= USUAL), default=possible[0])
-    bases = {f"{side >> k}": k for k in possible}
-    if wanted not in bases:
-        raise InputError(
-            f"setting base={wanted!r} does not fit images of {size[0]}x{size[1]}: give {' or '.join(bases)}"
-        )
-    return bases[wanted]
-
-
-def _by_model(settings: Mapping[str, str], names: Sequence[str]) -> list[dict[str, str]]:
-    """Each model's settings: those without a model's name in front, then its own."""
-    chosen: list[dict[str, str]] = [{} for _ in names]
-    for key, text in sorted(settings.items(), key=lambda item: "." in item[0]):
-        model, dot, own = key.rpartition(".")
-        if dot and model not in names:
-            raise InputError(f"setting {key!r} names no model of this cascade: {nearest(model, names)}")
-        if own == "stages":
-            raise InputError("setting stages= does not fit a cascade, each of whose models has one stage: leave it out")
-        for name, one in zip(names, chosen, strict=True):
-            if not dot or name == model:
-                one[own] = text
-    return [{**one, "stages": "1"} for one in chosen]
-
-
-def _shrunk(data: ImageSet, halvings: int) -> ImageSet:
-    """The set with its images halved: by the mean over blocks, as the enlarging models see theirs."""
-    if not halvings:
-        return data
-    parts = []
-    for first in range(0, len(data), CHUNK):
-        x = data.pixels(slice(first, first + CHUNK))
-        for _ in range(halvings):
-            x = pool(x)
-        parts.append(to_bytes(x))
-    return replace(data, images=np.concatenate(parts))
-
-
-def _check_folder(out: Path, stored: _Stored) -> None:
-    """A folder that holds something else is not written into."""
-    if (out / weights.MODEL).exists():
-        raise InputError(f"{out} holds another run, a single model: give another --out")
-    before = _read(out)
-    if before is None and (out / CONFIG).exists():
-        raise InputError(f"{out} holds another run: give another --out")
-    if before is not None and before.sizes != stored.sizes:
-        was, now = (" to ".join(f"{h}x{w}" for h, w in one.sizes) for one in (before, stored))
-        raise InputError(
-            f"{out} holds another run (a cascade from {was}, now {now}): give another --out, or the same command as before"
-        )

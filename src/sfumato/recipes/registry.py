@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
@@ -69,9 +70,29 @@ LOADERS: Registry[Load] = Registry("recipe")
 
 @dataclass(frozen=True)
 class PartProgress(Progress):
-    """Where the training of a recipe stands; ``fraction`` is of the whole budget, the rest of the part at hand."""
+    """Where the training of a recipe stands; ``fraction`` and ``seconds`` are of all parts, the rest is of the one at hand."""
 
     part: str = ""  # what is being trained
+
+
+def in_turn(parts: Iterable[tuple[str, float, Iterator[Progress]]]) -> Iterator[PartProgress]:
+    """Train one part after the other.
+
+    Args:
+        parts: of each its name, the share of the budget that is used up when it is done, and its training. Each is taken
+            when those before it are done.
+
+    Yields:
+        Progress whose fraction and seconds are of all parts; seconds of parts that an earlier session finished are not in it.
+    """
+    begun = spent = 0.0
+    for name, end, part in parts:
+        seconds = 0.0
+        with closing(part):  # type: ignore[type-var]
+            for progress in part:
+                seconds, fraction = progress.seconds, begun + (end - begun) * progress.fraction
+                yield PartProgress(**{**vars(progress), "fraction": fraction, "seconds": spent + seconds}, part=name)
+        begun, spent = end, spent + seconds
 
 
 def kind(path: str | Path) -> str | None:

@@ -13,6 +13,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from sfumato.conditions.image import ImageTextModel
+from sfumato.conditions.sources import draw_texts
 from sfumato.conditions.text import MINILM, LatentStore, find_encoder
 from sfumato.data import ImageSet
 from sfumato.devices import autocast_type, find_device
@@ -130,8 +131,7 @@ class ContrastiveRun(SmallRun):
 
     def _loss(self, generator: torch.Generator) -> Tensor:
         index = torch.randperm(len(self.data), generator=generator)[: self.batch].numpy()
-        which = torch.rand(len(index), generator=generator).tolist()
-        texts = [self.captions[i][int(w * len(self.captions[i]))] for i, w in zip(index, which, strict=True)]
+        texts = draw_texts(self.captions, index, generator)
         number = autocast_type(self.model.device)
         with torch.autocast(self.model.device.type, number, enabled=number is not None):
             images = self.model.of_features(self.features(index, generator))

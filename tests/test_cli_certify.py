@@ -1,0 +1,142 @@
+"""``sfumato certify``: files, table, picture, the same again, and one sentence for what does not fit."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from conftest import Command
+from oracles import TINY
+from PIL import Image
+
+from sfumato.classifiers import train_classifier
+from sfumato.conditions import Kinds
+from sfumato.config import Config
+from sfumato.generator import Generator
+
+torch.set_num_threads(1)
+
+
+@pytest.fixture(scope="session")
+def digits_classifier(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A classifier of digits that saw noise. Not to be written to."""
+    folder = tmp_path_factory.mktemp("digits-classifier") / "clf"
+    train_classifier("digits", folder, epochs=4, noise=0.2, device="cpu")
+    return folder
+
+
+def generator(
+    folder: Path, classes: tuple[str, ...] = tuple("0123456789"), side: int = 8, channels: int = 1, **settings: str
+) -> Path:
+    """An untrained one, which hands through what the noise leaves."""
+    config = Config(stages=2).with_settings({**TINY, **settings})
+    torch.manual_seed(0)
+    denoiser = config.denoiser(config.ladder((side, side), channels), Kinds(len(classes)))
+    Generator(denoiser, classes, config).save(folder)
+    return folder
+
+
+SMALL = ("--data", "digits", "--sigma", "0.2", "-n", "12", "--samples", "1500", "--device", "cpu")
+
+
+def test_certify_shows_the_curve_the_table_and_each_image(sfumato: Command, inside: Path, digits_classifier: Path):
+    words = ("certify", digits_classifier, *SMALL, "--generator", generator(inside / "gen"), "--attacked", "2")
+    made = sfumato(*words, "--radii", "0.2,0.1", "-o", "cert")
+    assert made.status == 0, made.err
+    lines = made.out.splitlines()
+    assert (
+        lines[0].startswith("Smoothed with sigma 0.2 behind the denoiser of ")
+        and lines[-1] == "picture: cert/certificates.png"
+    )
+    result = json.loads((inside / "cert" / "certificates.json").read_text())
+    assert result["schema"] == "sfumato.certificates/1" and result["stamp"]["denoiser"] == "float32"
+    assert result["smoothing"] == {"sigma": 0.2, "mode": "sequential", "alpha": 0.001, "n0": 100, "n": 1500}
+    table = result["table"]
+    assert [row["radius"] for row in table] == [0, 0.1, 0.2] and [row["linf"] for row in table] == [0, 0.1 / 8, 0.2 / 8]
+    shares = [row["certified"]["accuracy"] for row in table]
+    assert shares == sorted(shares, reverse=True) and shares[0] > 0
+    for row in table:
+        assert row["certified"]["count"] == 12 and row["empirical"]["count"] == row["certified_attacked"]["count"] == 2
+        assert row["certified_attacked"]["accuracy"] <= row["empirical"]["accuracy"]
+        assert row["guaranteed"] <= row["certified"]["accuracy"]
+    assert result["attack"]["contradictions"] == 0
+    # The picture, the curve and the arrays say the same.
+    assert Image.open("cert/certificates.png").size[0] > 500
+    curve = dict(zip(result["curve"]["radius"], result["curve"]["accuracy"], strict=True))
+    assert [curve[row["radius"]] for row in table] == shares and max(curve) == 0.2
+    arrays = np.load("cert/certificates.npz")
+    assert len(arrays["row"]) == 12 and len(arrays["fell"]) == 2 and arrays["verdicts"].shape == (12, 2)
+    right = arrays["predicted"] == arrays["label"]
+    for j, row in enumerate(table[1:]):
+        reached = arrays["radius"] >= arrays["radii"][j]
+        assert (reached & right).sum() == row["certified"]["correct"] and (
+            reached == (arrays["verdicts"][:, j] == 1)
+        ).all()
+    assert (arrays["predicted"] == -1).sum() == result["abstained"]
+    assert np.median(arrays["n"] + arrays["selection"]) == result["draws"]["median"]
+    # Again, with another batch size: all but the clock and the network's passes is the same.
+    again = sfumato(*words, "--radii", "0.1,0.2", "--batch-size", "50", "-o", "again", "--json")
+    assert again.status == 0, again.err
+    fresh = json.loads(again.out)
+    for each in (result, fresh):
+        for key in ("seconds", "written", "out"):
+            each.pop(key, None)
+        each["draws"].pop("passes")
+    assert fresh == result
+    other = np.load("again/certificates.npz")
+    assert all(np.array_equal(arrays[name], other[name]) for name in arrays.files)
+
+
+def test_certify_without_a_denoiser_by_cohens_procedure(sfumato: Command, inside: Path, digits_classifier: Path):
+    made = sfumato(
+        "certify", digits_classifier, *SMALL, "--samples", "400", "--mode", "cohen", "--attacked", "0", "-o", "cert"
+    )
+    assert made.status == 0, made.err
+    result = json.loads((inside / "cert" / "certificates.json").read_text())
+    assert result["generator"] is None and result["attack"] is None and result["stamp"]["denoiser"] is None
+    assert [row["radius"] for row in result["table"]] == pytest.approx([0, 0.1, 0.2, 0.3, 0.4])
+    assert (np.load("cert/certificates.npz")["n"] == 400).all()
+    assert result["table"][1]["certified"]["accuracy"] > 0.4  # it was trained with this noise
+
+
+@pytest.mark.parametrize(
+    ("words", "sentence"),
+    [
+        (("--sigma", "0"), "sigma 0 cannot smooth"),
+        (("--radii", "0.1;0.2"), "--radii '0.1;0.2' cannot be read"),
+        (("--radii", "0.1,-0.2"), "give L2 distances over 0"),
+        (("--radii", "0.2,3"), "radius 3 cannot be certified with sigma 0.2 and n=1500"),
+        (("--samples", "20", "--radii", "0.4"), "give n="),
+        (("--alpha", "2"), "alpha 2 is no error to allow"),
+        (("--mode", "cohens"), "did you mean 'cohen'"),
+        (("--n0", "0"), "both must be 1 or more"),
+        (("-n", "0"), "give 1 or more images"),
+        (("--attacked", "-1"), "0 or more of them to attack"),
+        (("--batch-size", "0"), "--batch-size 0: give 1 or more"),
+        (("--generator", "nowhere"), "nowhere"),
+    ],
+)
+def test_bad_options(sfumato: Command, inside: Path, digits_classifier: Path, words: tuple[str, ...], sentence: str):
+    assert sentence in sfumato("certify", digits_classifier, *SMALL, *words, "-o", "cert").sentence
+    assert not (inside / "cert").exists()
+
+
+def test_models_that_do_not_fit(sfumato: Command, inside: Path, digits_classifier: Path):
+    words = ("certify", digits_classifier, *SMALL, "-o", "cert", "--generator")
+    for made, sentence in (
+        (generator(inside / "large", side=16), "the classifier takes 8x8 pixels, the generator makes 16x16"),
+        (generator(inside / "colour", channels=3), "the classifier takes grey images, the generator makes colour ones"),
+        (generator(inside / "letters", classes=("a", "b")), "the classifier knows a class '0', the generator does not"),
+        (generator(inside / "told", drop="0"), "cannot do without a label"),
+    ):
+        assert sentence in sfumato(*words, made).sentence
+    np.savez(
+        "wide.npz", x_test=np.zeros((4, 8, 16), np.uint8), y_test=np.arange(4), x_train=np.zeros((1, 8, 16), np.uint8)
+    )
+    assert "x" in sfumato(*words, generator(inside / "gen"), "--data", "wide.npz", "--size", "16x8").sentence
+    (inside / "file").write_text("")
+    assert "is a file, not a folder" in sfumato("certify", digits_classifier, *SMALL, "-o", "file").sentence
+    assert not (inside / "cert").exists()
