@@ -115,15 +115,15 @@ def main() -> None:
 
         once("bound 32", lambda g=generator: scored(g, x, "bound", 32))
         once(f"{FOREIGN} 32", lambda g=generator: foreign(g, x, strange, 32))
+        once("dim 32", lambda g=generator: foreign(g, x, x / 4, 32))
         once(f"classifier {DRAWS}", lambda g=generator: classified(g, data, DRAWS, ALPHA, "elbo"))
         if arm != chosen.arms[0]:
             continue
         once(f"bound 32, {chosen.few} images", lambda g=generator: scored(g, x[: chosen.few], "bound", 32))
         once(f"ode 40, {chosen.few} images", lambda g=generator: scored(g, x[: chosen.few], "ode", 40))
         once("integral", lambda g=generator: figure(g, x, chosen.samples, FIGURE))
-        once("classifier 16", lambda g=generator: classified(g, data, 16, ALPHA, "elbo"))
+        once("classifier 8", lambda g=generator: classified(g, data, 8, 0.0, "elbo"))
         once(f"classifier {DRAWS} velocity", lambda g=generator: classified(g, data, DRAWS, ALPHA, "velocity"))
-        once(f"classifier {DRAWS} whole", lambda g=generator: classified(g, data, DRAWS, 0.0, "elbo"))
     once("trained classifier", lambda: trained(data), "features")
 
 

@@ -32,7 +32,7 @@ from sfumato.recipes.prior import Prior, PriorRun, sample_vectors
 from sfumato.training.budget import Budget
 from sfumato.training.small import small_steps
 
-SIDE = 8
+SIDE = 16
 STEPS = {"embedding": 18, "prior": 27, "decoder": 135}  # of 180, by the shares
 
 

@@ -5,6 +5,10 @@ Imagen); v-prediction on the cosine schedule, AdamW (fused), EMAModel with its w
 autocast and channels-last in training and in sampling; classifier-free guidance in one doubled batch and
 DPMSolverMultistepScheduler (DPM-Solver++ 2M). Attention at the innermost level only, as in sfumato's networks;
 parameters within 10% of sfumato's default at 32x32.
+
+How ``Settings`` was chosen: by the trials of ``diffusers_unet``, where 2x2 patches, two groups a norm and a rate of 1e-3
+came out best at short budgets; none were made with texts. Of the shapes of that size, a step of (64, 80) in patches of
+2x2 took 9.2 ms an image on one thread, of (32, 64, 80) in single pixels 14.0, of (64, 80) in single pixels 28.8.
 """
 
 from __future__ import annotations
@@ -31,7 +35,7 @@ DROP = 0.1  # of the texts
 
 @dataclass(frozen=True)
 class Settings:
-    """What the trials chose."""
+    """The network and its training."""
 
     widths: tuple[int, ...] = (64, 80)
     patch: int = 2  # pixels a side that the network sees as one, with patch^2 channels

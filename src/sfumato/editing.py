@@ -28,7 +28,8 @@ from sfumato.pictures import to_bytes
 from sfumato.samplers import Denoise, Halfway, Noise, Rung, Sampler
 
 if TYPE_CHECKING:
-    from sfumato.generator import Generator, Labels, Prompts
+    from sfumato.conditions.requests import Labels, Prompts
+    from sfumato.generator import Generator
 
 Picture = str | Path | Image.Image | Tensor  # a file; an open image; (C, H, W) or (1, C, H, W) in [0, 1]
 

@@ -14,7 +14,8 @@ from sfumato.samplers import Rung
 if TYPE_CHECKING:
     from PIL import Image
 
-    from sfumato.generator import Generator, Labels
+    from sfumato.conditions.requests import Labels
+    from sfumato.generator import Generator
 
 FRAMES = 4  # of each stage
 TILE = 112  # px, the finest stage; coarser ones are drawn as much smaller as they are

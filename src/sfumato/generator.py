@@ -15,12 +15,13 @@ from torch import Tensor
 
 from sfumato import weights
 from sfumato.conditions import Condition, Kinds
+from sfumato.conditions.requests import Labels, Prompts, label_numbers, requested
 from sfumato.conditions.text import TextEncoder, find_encoder
 from sfumato.config import Config
 from sfumato.denoisers import Denoiser
 from sfumato.devices import autocast_type, find_device
 from sfumato.editing import Picture, edit, plan
-from sfumato.errors import InputError, nearest
+from sfumato.errors import InputError
 from sfumato.film import film
 from sfumato.guidance import Guidance, guided
 from sfumato.ladder import Ladder
@@ -31,8 +32,6 @@ FORMAT = 1
 # Of the default sampler where none are asked for: more did not bring the distance down, see benchmarks/RESULTS.md.
 LEAST_STEPS, COARSE_STEPS, FINEST_STEPS = 10, 4, 6
 TEXT_GUIDANCE = Guidance(3.0)
-Labels = str | int | Sequence[str | int] | None
-Prompts = str | Sequence[str] | None
 
 
 class Generator:
@@ -297,20 +296,7 @@ class Generator:
 
     def condition(self, n: int, label: Labels = None, prompt: Prompts = None, first: int = 0) -> Condition:
         """What n images are told, from ``first`` on: labels or prompts; InputError for one that the model does not know."""
-        if prompt is None:
-            if self.classes and label is None:
-                return Condition(label=self.labels(first + n)[first:])
-            return Condition(label=self.labels(n, label)) if label is not None else Condition()
-        if label is not None:
-            raise InputError("a label and a prompt were given: give one of them")
-        if not self.kinds.tokens:
-            other = "labels: give one of them with --label" if self.classes else "nothing but images: leave it out"
-            raise InputError(f"a prompt was given, but this model was trained with {other}")
-        texts = check_prompts(prompt, n)
-        distinct = list(dict.fromkeys(texts))
-        latents = self.encoder(distinct)
-        rows = torch.tensor([distinct.index(text) for text in texts])
-        return Condition(vector=latents.vector[rows], tokens=latents.tokens[rows], mask=latents.mask[rows])
+        return requested(self.kinds, self.classes, lambda: self.encoder, n, label, prompt, first)
 
     @cached_property
     def encoder(self) -> TextEncoder:
@@ -325,25 +311,7 @@ class Generator:
 
     def labels(self, n: int, label: Labels = None) -> Tensor:
         """The (n,) int64 label numbers of a request; InputError for an unknown one, with the nearest name."""
-        if label is None:
-            count = len(self.classes)
-            return torch.arange(n) % count if count else torch.zeros(n, dtype=torch.int64)
-        if isinstance(label, Tensor):
-            label = label.tolist()
-        wanted = [label] * n if isinstance(label, str | int) else list(label)
-        if len(wanted) != n:
-            raise InputError(f"{len(wanted)} labels were given for {n} images: give one, or one for each")
-        return torch.tensor([self._label(one) for one in wanted])
-
-    def _label(self, label: str | int) -> int:
-        if isinstance(label, str) and label in self.classes:
-            return self.classes.index(label)
-        if str(label).isdecimal() and int(label) < len(self.classes):
-            return int(label)
-        if not self.classes:
-            instead = "give a --prompt" if self.kinds.tokens else "leave it out"
-            raise InputError(f"label {label!r} was asked for, but this model was trained without labels: {instead}")
-        raise InputError(f"unknown label {label!r}: {nearest(str(label), self.classes)}")
+        return label_numbers(self.kinds, self.classes, n, label)
 
     def _steps(self, steps: int | Sequence[int] | None) -> tuple[int, ...]:
         if self.config.rungs:
@@ -417,16 +385,6 @@ class Generator:
         with self.autocast(), torch.set_grad_enabled(torch.is_grad_enabled() and x.requires_grad):
             x_hat = self.denoiser(z, level, self.ladder.stages - 1, c, torch.ones_like(level))
         return ((x_hat + 1) / 2).to(x.device)
-
-
-def check_prompts(prompt: str | Sequence[str], n: int) -> list[str]:
-    """A text for each of n images; InputError for another number of them, or an empty one."""
-    texts = [prompt] * n if isinstance(prompt, str) else list(prompt)
-    if len(texts) != n:
-        raise InputError(f"{len(texts)} prompts were given for {n} images: give one, or one for each")
-    if not all(text.strip() for text in texts):
-        raise InputError("a prompt is empty: say what to draw, or leave the prompt out for images of anything")
-    return texts
 
 
 def packaged() -> Path:

@@ -40,7 +40,7 @@ def classify(
         ),
     ] = None,
     draws: Annotated[
-        int | None, typer.Option("--draws", help="Noise levels for each class. Default: 64.", show_default=False)
+        int | None, typer.Option("--draws", help="Noise levels for each class. Default: 32.", show_default=False)
     ] = None,
     whole: Annotated[
         bool, typer.Option("--whole", help="Drop no class early: slower, and never better informed.")

@@ -28,10 +28,10 @@ if TYPE_CHECKING:
 
 DenoiseAs = Callable[[Tensor, Tensor, int, Tensor], Tensor]  # (z (N, C, h, w), sigma (N,), stage, class (N,)) -> x^
 
-DRAWS = 64
+DRAWS = 32
 LOW, HIGH = 0.1, 10.0  # noise levels that tell classes apart; see benchmarks/RESULTS.md
 WEIGHTS = "elbo"
-ALPHA = 0.01  # how often, at most, elimination may drop the class that all draws would choose
+ALPHA = 0.05  # how often, at most, elimination may drop the class that all draws would choose
 FIRST_LOOK = 8  # draws before classes are first dropped; then at each doubling
 ROWS = 256  # images times classes at once
 _GOLDEN = (math.sqrt(5) - 1) / 2

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import math
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -13,10 +14,14 @@ from sfumato.likelihood.integral import NOISE, SAMPLES, integral
 from sfumato.likelihood.score import _checked, decoder, integral_bits, per_sample, score, told
 
 if TYPE_CHECKING:
-    from sfumato.generator import Generator, Labels, Prompts
+    from sfumato.conditions.requests import Labels, Prompts
+    from sfumato.generator import Generator
 
 MOST_IMAGES = 8  # of the figure's means: the ODE takes its time
+MOST_BITS = 40  # that the figure shows
+NOISES = (NOISE, NOISE / 2)  # of p(x | z): with less of it fewer samples count
 _DRAWS = (4, 8, 16, 32, 64)
+_BATCH = 64
 
 
 def integration_figure(
@@ -38,8 +43,9 @@ def integration_figure(
         seed: of everything.
 
     Returns:
-        The picture, and its numbers, ready for JSON: ``integral`` (evaluations, bits), ``bound`` (evaluations, bits),
-        ``ode`` (evaluations, bits, error), all means over the images in bits per dimension; ``effective_samples``.
+        The picture, and its numbers, ready for JSON: ``integral``, a list with evaluations, bits, effective_samples for
+        each noise of p(x | z) and the ``least`` bits that this noise alone leaves possible, ``bound`` (evaluations, bits)
+        and ``ode`` (evaluations, bits); bits per dimension, means over the images.
 
     Raises:
         InputError: as ``score``.
@@ -47,47 +53,55 @@ def integration_figure(
     x = _checked(generator, x[:MOST_IMAGES])
     pixels = (x + 1) / 2
     c = told(generator, len(x), label, prompt).to(generator.device)
-    cost = per_sample(generator)
-    found = integral(decoder(generator, c, samples, seed), x.to(generator.device), samples, 2 * NOISE)
-    running = integral_bits(found, x[0].numel())  # (T, B)
+    draw, cost = decoder(generator, c, samples, seed), per_sample(generator)
+    drawn = torch.cat([draw(first, min(_BATCH, samples - first)) for first in range(0, samples, _BATCH)])
+    curves = []
+    for noise in NOISES:
+        found = integral(lambda first, n: drawn[first : first + n], x.to(drawn), samples, 2 * noise)
+        curves.append({
+            "noise": noise,
+            "least": math.log2(noise * 255 * math.sqrt(2 * math.pi)),
+            "effective_samples": float(found.effective.median()),
+            "evaluations": (found.counts * cost).tolist(),
+            "bits": integral_bits(found, x[0].numel()).mean(1).tolist(),
+        })  # fmt: skip
     least = 2 * generator.ladder.stages
-    bounds = [score(generator, pixels, label, prompt=prompt, draws=max(draws, least), seed=seed) for draws in _DRAWS]
+    bounds = [score(generator, pixels, label, prompt=prompt, draws=max(n, least), seed=seed) for n in _DRAWS]
     ode = score(generator, pixels, label, prompt=prompt, method="ode", seed=seed)
     numbers = {
         "images": len(x),
-        "sample_noise": NOISE,
-        "integral": {"evaluations": (found.counts * cost).tolist(), "bits": running.mean(1).tolist()},
+        "samples": samples,
+        "integral": curves,
         "bound": {"evaluations": [one.evaluations for one in bounds], "bits": [one.mean for one in bounds]},
-        "ode": {"evaluations": ode.evaluations, "bits": ode.mean, "error": ode.mean_error},
-        "effective_samples": float(found.effective.median()),
+        "ode": {"evaluations": ode.evaluations, "bits": ode.mean},
     }
-    return _draw(numbers, running, cost, found.counts), numbers
+    return _draw(numbers), numbers
 
 
-def _draw(numbers: dict[str, Any], running: Tensor, cost: int, counts: Tensor) -> Image.Image:
+def _draw(numbers: dict[str, Any]) -> Image.Image:
     from matplotlib.figure import Figure
 
-    figure = Figure(figsize=(7.6, 4.6), dpi=120, layout="constrained")
+    figure = Figure(figsize=(7.6, 4.8), dpi=120, layout="constrained")
     axes = figure.subplots()
-    at = counts * cost
-    ends = torch.stack([running.amin(1), running.amax(1)])
-    axes.fill_between(at, ends[0], ends[1], color="C3", alpha=0.15, linewidth=0)
-    said = f"integral: {cost} evaluations a sample, {numbers['effective_samples']:.1f} of {int(counts[-1]):,} samples count"
-    axes.plot(at, numbers["integral"]["bits"], color="C3", label=said)
+    for curve, colour in zip(numbers["integral"], ("C3", "C1"), strict=True):
+        axes.plot(curve["evaluations"], curve["bits"], color=colour,
+                  label=f"integral with noise {curve['noise']:g}: {curve['bits'][-1]:.1f} bits/dim after "
+                        f"{numbers['samples']:,} samples, of which {curve['effective_samples']:.1f} count")  # fmt: skip
+        axes.axhline(curve["least"], color=colour, linestyle=":", linewidth=1,
+                     label=f"the least that noise {curve['noise']:g} leaves possible: {curve['least']:.1f} bits/dim")  # fmt: skip
     axes.plot(numbers["bound"]["evaluations"], numbers["bound"]["bits"], "o-", color="C0", markersize=4,
               label=f"bound of the ladder: {numbers['bound']['bits'][-1]:.2f} bits/dim")  # fmt: skip
     ode = numbers["ode"]
     axes.plot([ode["evaluations"]], [ode["bits"]], "s", color="C2",
               label=f"exact change of variables (ODE): {ode['bits']:.2f} bits/dim")  # fmt: skip
-    axes.axhline(8, color="0.6", linestyle=":", linewidth=1)
-    axes.text(float(at[-1]), 8, "8: any image as likely as any other", ha="right", va="bottom", color="0.4", fontsize=8)
     axes.set_xscale("log")
-    axes.set_ylim(bottom=0)
+    axes.set_ylim(0, min(MOST_BITS, 1.05 * max(curve["bits"][0] for curve in numbers["integral"])))
     axes.set_xlabel("evaluations of the network an image")
     axes.set_ylabel("-log p(x), bits/dim (less is likelier)")
-    axes.set_title(f"The integral of p(x|z) p(z) by drawing z, p(x|z) of {numbers['sample_noise']:g} noise: "
-                   f"mean of {numbers['images']} images", fontsize=10)  # fmt: skip
-    axes.legend(fontsize=8, loc="center right")
+    axes.set_title(
+        f"p(x) as the mean of p(x|z) over drawn z, and as it can be had: {numbers['images']} images", fontsize=10
+    )
+    axes.legend(fontsize=8, loc="upper right")
     picture = io.BytesIO()
     figure.savefig(picture, format="png")
     return Image.open(picture).convert("RGB")

@@ -20,7 +20,8 @@ from sfumato.registry import Registry
 from sfumato.samplers import Noise, evaluations
 
 if TYPE_CHECKING:
-    from sfumato.generator import Generator, Labels, Prompts
+    from sfumato.conditions.requests import Labels, Prompts
+    from sfumato.generator import Generator
 
 NATS_PER_BIT = math.log(2)
 Progress = Callable[[int, int], None]

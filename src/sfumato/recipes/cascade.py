@@ -20,9 +20,10 @@ from torch import Tensor
 from sfumato import weights
 from sfumato.conditions import Condition, Kinds
 from sfumato.conditions.low_resolution import enlarged
+from sfumato.conditions.requests import Labels, Prompts
 from sfumato.errors import InputError
 from sfumato.files import atomic_write
-from sfumato.generator import Generator, Labels, Prompts, to_pixels
+from sfumato.generator import Generator, to_pixels
 from sfumato.guidance import Guidance
 from sfumato.ladder import Ladder
 from sfumato.recipes.registry import CONFIG, LOADERS
@@ -30,7 +31,7 @@ from sfumato.samplers import Noise, mix_seed
 
 NAME = "cascade"
 FORMAT = 1
-LEVEL = 0.1  # of the noise on a small image when it is enlarged: benchmarks/RESULTS.md, Text to image
+LEVEL = 0.1  # of the noise on a small image when it is enlarged; not swept yet
 
 
 class Cascade:

@@ -20,12 +20,13 @@ from torch import Tensor
 from sfumato import weights
 from sfumato.conditions import Condition, Kinds
 from sfumato.conditions.image import ImageTextModel, TransformersClip, find_image_text
+from sfumato.conditions.requests import Labels, Prompts, check_prompts
 from sfumato.conditions.text import TextEncoder, find_encoder
 from sfumato.config import Config
 from sfumato.editing import Picture
 from sfumato.errors import InputError
 from sfumato.files import atomic_write, make_folder
-from sfumato.generator import Generator, Labels, Prompts, check_prompts
+from sfumato.generator import Generator
 from sfumato.guidance import Guidance
 from sfumato.ladder import Ladder
 from sfumato.recipes.prior import CANDIDATES, Prior

@@ -17,7 +17,7 @@ from sfumato.training import Progress, training_steps
 
 DEFAULTS = {
     "drop": "0.1",  # section 2.2: texts are dropped 10% of the time
-    "guidance": "5",  # section 2.3: large weights, which thresholding makes possible; benchmarks/RESULTS.md, Text to image
+    "guidance": "5",  # section 2.3: larger weights than pixels in [-1, 1] would bear without the thresholding
     "threshold": "0.995",  # section 2.3
     "flip": "false",  # a caption may say left or right
 }
