@@ -26,6 +26,7 @@ from sfumato import pictures
 from sfumato.classifiers import Accuracy
 from sfumato.data import ImageSet, load
 from sfumato.defences.diffusion_classifier import ALPHA, DRAWS, classify, diffusion_classifier
+from sfumato.files import finite
 from sfumato.generator import Generator
 from sfumato.likelihood import auroc, integration_figure, png_bits
 
@@ -50,7 +51,7 @@ def timed(work: Callable[[], Any]) -> tuple[Any, float]:
 def scored(generator: Generator, x: Tensor, method: str, draws: int) -> dict[str, Any]:
     """Bits per dimension of images."""
     score, seconds = timed(lambda: generator.score(x, method=method, draws=draws))
-    return {**score.to_json(), "ms_an_image": 1000 * seconds / len(x)}
+    return {**finite(score.to_json()), "ms_an_image": 1000 * seconds / len(x)}
 
 
 def foreign(generator: Generator, x: Tensor, outside: Tensor, draws: int) -> dict[str, Any]:

@@ -15,7 +15,7 @@ from safetensors.torch import load_file
 from text_models import save_bert, save_clip_pair, save_t5
 from torch import Tensor
 
-from sfumato.conditions.image import CLIP_MEAN, CLIP_STD, ImageTextModel, find_image_text
+from sfumato.conditions.image import CLIP_MEAN, CLIP_STD, ConvEncoder, ImageTextModel, find_image_text
 from sfumato.data import ImageSet
 from sfumato.errors import InputError
 from sfumato.training.contrastive import Truth, augment, contrastive_loss, contrastive_steps
@@ -117,6 +117,20 @@ def test_augmented_images_move_a_little():
     columns = (weight.sum(2) * places).sum(2) / weight.sum((2, 3))
     assert 0.5 < float((columns - 15.5).std()) < 1.5  # up to 1.3 pixels each way, evenly
     assert abs(float((columns - 15.5).mean())) < 0.3
+
+
+@pytest.mark.parametrize("size", [(8, 8), (4, 4), (16, 4), (400, 6)])
+def test_small_and_flat_images_have_right_gradients(size: tuple[int, int]):
+    torch.manual_seed(0)
+    encoder = ConvEncoder(3).train()
+    pixels = torch.rand(12, 3, *size, generator=torch.Generator().manual_seed(0))
+    found = []
+    for fast in (False, True):  # torch's bf16 gradients are garbage for a stride over a single pixel
+        with torch.autocast("cpu", torch.bfloat16, enabled=fast):
+            features = encoder(pixels).float()
+        loss = (features * torch.linspace(-1, 1, encoder.features)).sum()
+        found.append(torch.cat([g.flatten() for g in torch.autograd.grad(loss, list(encoder.parameters()))]))
+    assert float(F.cosine_similarity(*found, dim=0)) > 0.97
 
 
 # -- training ----------------------------------------------------------------------------------------------------------

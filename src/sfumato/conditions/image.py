@@ -40,7 +40,7 @@ class ConvEncoder(nn.Module):
             nn.Conv2d(channels, CHANNELS[0], 4, stride=2, padding=1, bias=False), nn.BatchNorm2d(CHANNELS[0]), nn.ReLU(),
         ]  # fmt: skip
         for before, here in pairwise(CHANNELS):
-            layers += [nn.Conv2d(before, here, 3, stride=2, padding=1, bias=False), nn.BatchNorm2d(here), _Block(here)]
+            layers += [_Halving(before, here, 3, padding=1, bias=False), nn.BatchNorm2d(here), _Block(here)]
         self.body = nn.Sequential(*layers, nn.BatchNorm2d(CHANNELS[-1]), nn.ReLU(), nn.AdaptiveAvgPool2d(4))
         self.features = CHANNELS[-1] * 16
 
@@ -48,8 +48,16 @@ class ConvEncoder(nn.Module):
         height, width = x.shape[2:]
         if max(height, width) > SIDE:
             scale = SIDE / max(height, width)
-            x = F.interpolate(x, size=(max(1, round(height * scale)), max(1, round(width * scale))), mode="area")
+            x = F.interpolate(x, size=(max(2, round(height * scale)), max(2, round(width * scale))), mode="area")
         return self.body((4 * x - 2).contiguous(memory_format=torch.channels_last)).flatten(1)
+
+
+class _Halving(nn.Conv2d):
+    """A convolution of stride 2; of stride 1 along a side of one pixel, where torch's bf16 gradients of stride 2 are wrong."""
+
+    def forward(self, input: Tensor) -> Tensor:
+        stride = [1 if side == 1 else 2 for side in input.shape[2:]]
+        return F.conv2d(input, self.weight, None, stride, self.padding)
 
 
 class _Block(nn.Module):
