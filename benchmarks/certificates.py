@@ -176,6 +176,8 @@ def main() -> None:
     parser.add_argument("--runs", help="where models are kept")
     parser.add_argument("--again", action="store_true", help="measure what is there already once more")
     chosen = parser.parse_args()
+    if chosen.generator_seconds >= chosen.seconds:
+        parser.error("--generator-seconds must leave some of --seconds to the classifier")
     if chosen.part == "measure":
         machine.set_threads(chosen.threads)
         folder = runs_folder(chosen.runs)

@@ -90,13 +90,13 @@ def write_images(folder: Path, classes: tuple[str, ...], each: int, side: int = 
     return folder
 
 
-def write_captioned(folder: Path) -> Path:
-    """24 plain 8x8 squares, red, blue or green, and a ``metadata.jsonl`` that says which."""
+def write_captioned(folder: Path, side: int = 8) -> Path:
+    """24 plain squares, red, blue or green, and a ``metadata.jsonl`` that says which."""
     folder.mkdir(parents=True)
     with (folder / "metadata.jsonl").open("w") as lines:
         for i in range(24):
             name, colour = list(COLOURS.items())[i % 3]
-            Image.new("RGB", (8, 8), colour).save(folder / f"{i}.png")
+            Image.new("RGB", (side, side), colour).save(folder / f"{i}.png")
             lines.write(json.dumps({"file_name": f"{i}.png", "text": f"a {name} square"}) + "\n")
     return folder
 

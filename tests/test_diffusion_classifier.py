@@ -7,7 +7,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from conftest import COLOURS
 from oracles import TINY, GaussianImages, pictures
+from text_models import save_bert
 from torch import Tensor
 
 from sfumato import Classifier, Generator, InputError, train
@@ -15,6 +17,7 @@ from sfumato.attacks import pgd
 from sfumato.classifiers import match_labels
 from sfumato.conditions import Kinds
 from sfumato.config import Config
+from sfumato.data import ImageSet
 from sfumato.defences.diffusion_classifier import DenoiseAs, DiffusionClassifier, classify, diffusion_classifier
 from sfumato.ladder import Ladder
 
@@ -157,6 +160,19 @@ def test_attacks_attack_it(generator: Generator) -> None:
     attacked = pgd(classifier, x, y, norm="Linf", eps=0.3, steps=5, seed=0)
     gained = [torch.nn.functional.cross_entropy(classifier.logits(one), y) for one in (x, attacked)]
     assert gained[1] > gained[0]
+
+
+def test_a_model_of_texts_takes_its_classes_as_prompts(tmp_path: Path) -> None:
+    encoder = save_bert(tmp_path / "bert")
+    images = np.stack([np.full((8, 8, 3), list(COLOURS.values())[i % 3], np.uint8) for i in range(24)])
+    captions = tuple((f"a {list(COLOURS)[i % 3]} square",) for i in range(24))
+    told = {**TINY, "text": str(encoder), "batch": "8"}
+    train(ImageSet(images, None, (), "squares", "train", captions), tmp_path / "run", steps=100, settings=told)
+    prompts = [f"a {name} square" for name in COLOURS]
+    squares = ImageSet(images, None, (), "squares", "test")
+    classifier = diffusion_classifier(Generator.from_pretrained(tmp_path / "run", "cpu"), prompts, draws=12)
+    assert classifier.labels == tuple(prompts)
+    assert classify(classifier, squares.pixels(slice(0, 6))).label.tolist() == [0, 1, 2, 0, 1, 2]
 
 
 def test_models_without_classes_are_refused(tmp_path: Path, generator: Generator) -> None:

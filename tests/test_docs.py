@@ -20,6 +20,7 @@ BLOCK = re.compile(r"^```(\w*)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
 
 # What makes a budget small. Everything else of a command runs as it is printed.
 SMALL = (
+    (r"(--recipe \w+) --minutes 15\b", r"\1 --steps 4"),
     (r"--minutes 15\b", "--steps 2"),
     (r"\bminutes=15\b", "steps=2"),
     (r"-n 64\b", "-n 4"),
@@ -72,7 +73,7 @@ def run_blocks(found: list[tuple[str, str]], sfumato: Command) -> None:
 
 def test_readme(sfumato: Command, inside: Path, small_fashion: Path) -> None:
     write_images(inside / "my-folder", ("cat", "dog"), 30, side=16, channels=3)
-    write_captioned(inside / "captioned")
+    write_captioned(inside / "captioned", side=16)
     run_blocks(blocks("README.md"), sfumato)
     # What it says is in a run folder is there, and nothing else.
     named = re.findall(r"^\| `([\w.]+)/?` \|", (ROOT / "README.md").read_text(), re.MULTILINE)

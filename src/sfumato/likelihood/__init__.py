@@ -3,7 +3,7 @@
 >>> from sfumato.likelihood import auroc
 >>> import torch
 >>> str(auroc(inside=torch.tensor([1.0, 2.0, 3.0]), outside=torch.tensor([2.5, 4.0])))
-'0.833 (0.294 to 0.979)'
+'0.833 (0.313 to 0.981)'
 """
 
 from __future__ import annotations
