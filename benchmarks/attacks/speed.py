@@ -24,7 +24,7 @@ from sfumato.attacks import pgd, standard, verified
 
 PGD_STEPS, PGD_TURNS = 40, 3
 ENSEMBLE_TURNS = 2  # each with a seed of its own
-NORM = "Linf"
+NORM, EPS = "Linf", 0.1  # for every target, the standard one too
 
 Action = Callable[[int], tuple[Tensor, dict[str, Any]]]  # turn -> x_adv, more for the record
 
@@ -37,7 +37,7 @@ def measure(target: Target, seed: int, what: list[str] | None, again: bool) -> N
         if (what and name not in what) or (not again and records.has(records.read(NAME), **key)):
             continue
         rows = _in_turn(target, actions(target, seed), turns)
-        records.append(NAME, {**key, "eps": target.eps[NORM], "packages": rows, "machine": machine.describe()})
+        records.append(NAME, {**key, "eps": EPS, "packages": rows, "machine": machine.describe()})
         for package, row in rows.items():
             standing = [round(sum(turn) / len(turn), 4) for turn in row["standing"]]
             print(f"{target.name} {name} {package}: {row['seconds']} s, {row['cpu_seconds']} CPU s, robust {standing}")
@@ -54,13 +54,13 @@ def _in_turn(target: Target, actions: dict[str, Action], turns: int) -> dict[str
             if spent["cpu_seconds"] < row["cpu_seconds"]:
                 row |= more
             row |= {key: round(min(row[key], value), 3) for key, value in spent.items()}
-            found = verified(target.classifier, target.x, x_adv, target.y, norm=NORM, eps=target.eps[NORM])
+            found = verified(target.classifier, target.x, x_adv, target.y, norm=NORM, eps=EPS)
             row["standing"].append((~found.success).int().tolist())
     return rows
 
 
 def _pgd(target: Target, seed: int) -> dict[str, Action]:
-    x, y, eps = target.x, target.y, target.eps[NORM]
+    x, y, eps = target.x, target.y, EPS
     actions: dict[str, Action] = {
         OURS: lambda turn: (pgd(target.classifier, x, y, norm=NORM, eps=eps, steps=PGD_STEPS, seed=seed + turn), {})
     }
@@ -75,7 +75,7 @@ def _pgd(target: Target, seed: int) -> dict[str, Action]:
 
 
 def _ensembles(target: Target, seed: int) -> dict[str, Action]:
-    x, y, eps = target.x, target.y, target.eps[NORM]
+    x, y, eps = target.x, target.y, EPS
 
     def ours(turn: int) -> tuple[Tensor, dict[str, Any]]:
         marks, members = [time.process_time()], {}

@@ -25,7 +25,7 @@ TRAINED_EPS = 0.1  # Linf
 EPS: dict[str, dict[str, float]] = {
     "standard": {"Linf": 0.02, "L2": 0.5, "L1": 6.0},
     "robust": {"Linf": 0.1, "L2": 1.5, "L1": 12.0},
-    "effnet-lite0": {"Linf": 0.5 / 255, "L2": 0.15, "L1": 8.0},
+    "effnet-lite0": {"Linf": 0.15 / 255, "L2": 0.08, "L1": 4.0},
 }
 # Photographs that come with scikit-learn, scikit-image and matplotlib: package and place in it.
 PHOTOGRAPHS = (
@@ -40,7 +40,7 @@ PHOTOGRAPHS = (
 )
 SIDE = 128  # pixels of their crops, which the network takes as they are: its own 224 would cost three times as much
 CROPS = ((0.5, 1.0), (0.25, 0.8), (0.75, 0.8))  # where along the photograph, and the share of its shorter side
-SUREST = 0.25  # the least probability of the prediction that is taken as the label
+SUREST = 0.5  # the least probability of the prediction that is taken as the label
 
 
 @dataclass(frozen=True)

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import math
+import sys
 from collections.abc import Callable, Sequence
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 import torch
 from torch import Tensor
@@ -17,9 +18,17 @@ if TYPE_CHECKING:
     from sfumato.classifiers import Classifier
 
 TOLERANCE = 1e-6  # how far outside [0, 1] rounding may leave a pixel
-# Values of a sample at most; samples in a pass on a CPU with gradients, and without. The activations of more leave its
-# cache, fewer leave it idle: on small networks either costs a fifth to a half more a sample.
-CPU_BATCHES = ((2**10, 64, 128), (2**15, 32, 128), (math.inf, 16, 64))
+
+
+class _Batches(NamedTuple):
+    values: float  # of a sample, at most
+    with_gradients: int  # samples in a pass
+    without: int
+
+
+# The activations of more samples leave a CPU's cache, and fewer leave it idle: either costs a small network a tenth to a
+# half more a sample.
+CPU_BATCHES = (_Batches(2**10, 64, 128), _Batches(2**15, 32, 128), _Batches(math.inf, 16, 64))
 
 
 def checked(
@@ -46,18 +55,18 @@ def checked(
 
 def batch_for(classifier: Classifier, x: Tensor, batch_size: int | None) -> int:
     """The samples in a pass: as asked; else the classifier's, but on a CPU no more than suit its cache."""
-    return batch_size or min(classifier.batch_size, _cpu_batches(x)[0])
+    return batch_size or min(classifier.batch_size, _suited(x).with_gradients)
 
 
 def answer_batch(classifier: Classifier, x: Tensor, batch_size: int | None) -> int:
     """The samples in a pass without gradients, which keeps less: more of them, but no more than the classifier's."""
-    return batch_size or min(classifier.batch_size, _cpu_batches(x)[1])
+    return batch_size or min(classifier.batch_size, _suited(x).without)
 
 
-def _cpu_batches(x: Tensor) -> tuple[float, float]:
+def _suited(x: Tensor) -> _Batches:
     if x.device.type != "cpu":
-        return math.inf, math.inf
-    return next(sizes for values, *sizes in CPU_BATCHES if x[:1].numel() <= values)  # type: ignore[return-value]
+        return _Batches(math.inf, sys.maxsize, sys.maxsize)
+    return next(batches for batches in CPU_BATCHES if x[:1].numel() <= batches.values)
 
 
 def answers(classifier: Classifier, x: Tensor, batch_size: int | None = None) -> Tensor:
