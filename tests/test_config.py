@@ -162,7 +162,9 @@ def test_a_preset_made_small_runs(size: tuple[int, int]):
     denoiser = config.denoiser(ladder, Kinds(2))
     for stage in range(ladder.stages):
         z = torch.randn(2, *ladder.shape(stage))
-        denoiser(z, torch.full((2,), ladder.jumps[stage]), stage, Condition(torch.tensor([0, 2]))).square().mean().backward()
+        denoiser(
+            z, torch.full((2,), ladder.jumps[stage]), stage, Condition(torch.tensor([0, 2]))
+        ).square().mean().backward()
     assert any(float(p.grad.abs().sum()) > 0 for p in denoiser.parameters() if p.grad is not None)
 
 

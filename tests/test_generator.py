@@ -224,13 +224,17 @@ def test_denoise_works_in_pixels(generator: Generator):
     together = generator.denoise(clean, each, ["shirt", "sandal", 1])
     alone = [generator.denoise(clean[i : i + 1], float(each[i]), label) for i, label in enumerate((2, 0, 1))]
     torch.testing.assert_close(together, torch.cat(alone), atol=1e-5, rtol=1e-4)
-    dropped = generator.denoiser(2 * clean - 1, 2 * each, 1, Condition(torch.full((3,), 3)), torch.ones(3))  # plain states: r = 1
+    dropped = generator.denoiser(
+        2 * clean - 1, 2 * each, 1, Condition(torch.full((3,), 3)), torch.ones(3)
+    )  # plain states: r = 1
     torch.testing.assert_close(generator.denoise(clean, each), (dropped.detach() + 1) / 2, atol=1e-6, rtol=1e-5)
 
 
 def test_denoise_of_an_untrained_model_is_the_linear_denoiser():
     config = Config(stages=1).with_settings({**TINY})
-    untrained = Generator(config.denoiser(config.ladder((8, 8), 1), Kinds(), smooth_rms=(0.5,), sharp_rms=(0.0,)), (), config)
+    untrained = Generator(
+        config.denoiser(config.ladder((8, 8), 1), Kinds(), smooth_rms=(0.5,), sharp_rms=(0.0,)), (), config
+    )
     x = torch.rand(2, 1, 8, 8)
     sigma = 0.3  # 0.6 in [-1, 1] space, where the data's root mean square is 0.5
     expected = ((2 * x - 1) * 0.5**2 / (0.5**2 + 0.6**2) + 1) / 2

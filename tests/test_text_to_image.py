@@ -17,6 +17,7 @@ from sfumato.generator import Generator
 from sfumato.guidance import Guidance
 from sfumato.training import train, training_steps
 
+
 @pytest.fixture(scope="module")
 def language_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return save_bert(tmp_path_factory.mktemp("bert"))

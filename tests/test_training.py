@@ -15,6 +15,7 @@ from oracles import TINY, pictures
 from torch import Tensor
 
 from sfumato import training_steps
+from sfumato.conditions import Condition
 from sfumato.config import Config
 from sfumato.errors import InputError
 from sfumato.training import Progress, loop, train
@@ -228,10 +229,10 @@ def broken(monkeypatch: pytest.MonkeyPatch) -> Callable[[set[int]], None]:
         calls = iter(range(10**6))
 
         def loss(
-            denoiser: Any, config: Config, x: Tensor, label: Tensor, stage: int, generator: torch.Generator
+            denoiser: Any, config: Config, x: Tensor, c: Condition, stage: int, generator: torch.Generator
         ) -> Tensor:
             step = next(calls) // 2 + 1  # two stages
-            value = true(denoiser, config, x, label, stage, generator)
+            value = true(denoiser, config, x, c, stage, generator)
             return value * float("nan") if step in steps else value
 
         monkeypatch.setattr(run_module, "stage_loss", loss)
