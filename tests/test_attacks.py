@@ -388,3 +388,19 @@ def test_bad_input_is_named(name: str):
         attack(case.classifier, 255 * case.x, case.y, eps=0.1)
     empty = attack(case.classifier, case.x[:0], case.y[:0], eps=0.1)
     assert empty.shape == (0, 1, 6, 6)
+
+
+@pytest.mark.parametrize(("norm", "power"), [("L2", 2), ("L1", 4)])
+def test_squares_pyramids_by_their_formula(norm: str, power: int):
+    """Each pixel counts the rectangles about the centre that hold it, the k-th smallest with 1 / (k + 1)^p."""
+    found = importlib.import_module("sfumato.attacks.square")._pyramid_pair(6, 5, norm)
+    wanted = torch.zeros(6, 5)
+    for row in range(3):
+        for column in range(5):
+            first = max(
+                abs(row - 1), abs(column - 2)
+            )  # the centre of 3 x 5 is (1, 2), and the third rectangle holds all
+            wanted[row, column] = sum((ring + 1.0) ** -power for ring in range(first, 3))
+    wanted[3:] = -wanted[:3]
+    size = wanted.abs().sum() if norm == "L1" else wanted.square().sum().sqrt()
+    assert torch.allclose(found, wanted / size)

@@ -91,7 +91,7 @@ def test_a_label_is_suggested(sfumato: Command, inside: Path, small_fashion: Pat
 
 def test_usage(sfumato: Command) -> None:
     assert "did you mean 'train'" in sfumato("trian").sentence.lower()
-    assert "'MODEL'" in sfumato("sample").sentence
+    assert "'MODEL'" in sfumato("evaluate").sentence
     assert "--out" in sfumato("train", "--data", "digits").sentence
 
 

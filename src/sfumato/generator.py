@@ -96,9 +96,12 @@ class Generator:
                 )
             config = Config.from_json(description["config"])
             ladder = config.ladder(tuple(description["size"]), description["channels"])
+            kinds = Kinds(**description.get("kinds", {"classes": len(description["classes"])}))
+            if kinds.classes != len(description["classes"]):
+                raise ValueError(f"{kinds.classes} classes, but {len(description['classes'])} names for them")
             denoiser = config.denoiser(
                 ladder,
-                Kinds(**description.get("kinds", {"classes": len(description["classes"])})),
+                kinds,
                 smooth_rms=description["smooth_rms"],
                 sharp_rms=description["sharp_rms"],
             )

@@ -239,7 +239,8 @@ class _Search:
         rows, columns = max(height // 5, 1), max(width // 5, 1)
         down, across = height // rows, width // columns
         signs = self.streams.sign((channels, down, across)).to(self.x.dtype)
-        upright, lying = _pyramid_pair(rows, columns).to(self.x), _pyramid_pair(columns, rows).T.to(self.x)
+        upright = _pyramid_pair(rows, columns, self.norm).to(self.x)
+        lying = _pyramid_pair(columns, rows, self.norm).T.to(self.x)
         tile = torch.where(self.streams.sign()[:, None, None] > 0, upright, lying)  # (n, rows, columns)
         grid = signs[:, :, :, None, :, None] * tile[:, None, None, :, None, :]  # (n, C, down, rows, across, columns)
         change = torch.zeros_like(self.x)
@@ -313,8 +314,8 @@ class _Search:
         self.tiles = self.x.new_zeros(len(windows), 2, height, width)
         self.tile_of = torch.zeros(len(self.windows), dtype=torch.int64, device=self.x.device)  # (queries,)
         for number, (rows, columns) in enumerate(windows):
-            self.tiles[number, 0, :rows, :columns] = _pyramid_pair(rows, columns).to(self.x)
-            self.tiles[number, 1, :rows, :columns] = _pyramid_pair(columns, rows).T.to(self.x)
+            self.tiles[number, 0, :rows, :columns] = _pyramid_pair(rows, columns, self.norm).to(self.x)
+            self.tiles[number, 1, :rows, :columns] = _pyramid_pair(columns, rows, self.norm).T.to(self.x)
             self.tile_of[(self.windows == torch.tensor((rows, columns), device=self.x.device)).all(1)] = number
 
     def _moved(self, some: Tensor, query: Tensor, numbers: Tensor) -> Tensor:
@@ -332,7 +333,7 @@ class _Search:
         sizes = change.abs() ** power
         freed = torch.where(here | there, sizes, 0.0).sum((2, 3), keepdim=True)  # (m, C, 1, 1)
         unspent = (per_sample(radius, x) ** power - sizes.sum((1, 2, 3), keepdim=True)).clamp_min(0)
-        budget = (unspent / channels if power == 2 else unspent * channels) + freed
+        budget = unspent / channels + freed if power == 2 else unspent + freed * channels
         old = torch.where(here, change, 0.0)
         fresh = fresh + old / _length(old, power).clamp_min(1e-12)
         fresh = fresh / _length(fresh, power).clamp_min(1e-12) * budget ** (1 / power)
@@ -350,20 +351,23 @@ def _length(change: Tensor, power: int) -> Tensor:
     return (change.abs() ** power).sum((2, 3), keepdim=True) ** (1 / power)
 
 
-def _pyramid_pair(height: int, width: int) -> Tensor:
-    """Equation 2 of the paper: a pyramid in the upper half, its negative in the lower one, of L2 norm 1: (h, w)."""
-    upper = _pyramid(height // 2, width)
-    pair = torch.cat([upper, -_pyramid(height - height // 2, width)])
-    return pair / torch.linalg.vector_norm(pair)
+def _pyramid_pair(height: int, width: int, norm: str) -> Tensor:
+    """Equation 2 of the paper: a pyramid in the upper half, its negative in the lower one, of norm 1: (h, w)."""
+    upper = _pyramid(height // 2, width, norm)
+    pair = torch.cat([upper, -_pyramid(height - height // 2, width, norm)])
+    return pair / norm_of(pair[None], norm)
 
 
-def _pyramid(height: int, width: int) -> Tensor:
-    """Nested rectangles about the centre, the k-th from the outside adding 1 / (layers - k)^2; of L2 norm 1: (h, w)."""
+def _pyramid(height: int, width: int, norm: str) -> Tensor:
+    """Nested rectangles about the centre, the k-th from the outside adding ``1 / (layers - k)^p``; of norm 1: (h, w).
+
+    p is 2, and for L1 4 (Croce & Hein 2021, section 4): there a few large changes do more than many small ones.
+    """
     found = torch.zeros(height, width)
     if height == 0:
         return found
     top, left = height // 2, width // 2
     for ring in range(max(top, left) + 1):
-        weight = 1.0 / (ring + 1) ** 2
+        weight = 1.0 / (ring + 1) ** (4 if norm == "L1" else 2)
         found[max(top - ring, 0) : top + ring + 1, max(left - ring, 0) : left + ring + 1] += weight
-    return found / torch.linalg.vector_norm(found)
+    return found / norm_of(found[None], norm)
