@@ -66,7 +66,8 @@ def sigma_zero(
         tau = x.new_full((len(x),), threshold)
         values = x[0].numel()
         for step in range(steps):
-            eta = step_size * (0.1 + 0.9 * (1 + math.cos(math.pi * step / steps)) / 2)
+            # As the authors' code counts: the second step is as long as the first.
+            eta = step_size * (0.1 + 0.9 * (1 + math.cos(math.pi * max(step - 1, 0) / steps)) / 2)
             logits, gradient = classifier.gradient(x + delta, lambda logits: loss(logits).clamp(max=0))
             adversarial = loss(logits) > 0
             closest.offer(x + delta, adversarial)
