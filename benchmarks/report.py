@@ -224,7 +224,8 @@ def section() -> str:
             if minutes in table.get("ladder", {}) and any(minutes in table.get(arm, {}) for arm in ORDER[1:]):
                 parts += [f"### {minutes:g} min: cost at equal distance", equal_distance(table, minutes)]
     if ablations:
-        parts += ["## Ablation", ablation(ablations)]
+        budgets = sorted({record["minutes"] for record in ablations})
+        parts += ["## Ablation", *(ablation([r for r in ablations if r["minutes"] == m]) for m in budgets)]
     if speeds:
         parts += ["## Speed", speed.table(speeds[-1])]
     return "\n\n".join(parts or ["Nothing has been measured yet."])

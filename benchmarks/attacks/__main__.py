@@ -36,6 +36,7 @@ def main() -> None:
     parser.add_argument("parts", nargs="+", choices=PARTS)
     parser.add_argument("--targets", nargs="+", default=["standard", "robust"], choices=NAMES)
     parser.add_argument("--samples", type=int, default=100)
+    parser.add_argument("--first", type=int, default=0, help="of the test images to take samples from")
     parser.add_argument("--attacks", nargs="+", help="only these of ours and their counterparts")
     parser.add_argument("--packages", nargs="+", help="only these, sfumato among them")
     parser.add_argument("--seed", type=int, default=0)
@@ -46,10 +47,10 @@ def main() -> None:
     for name in chosen.targets if set(chosen.parts) - {"table"} else ():
         for part in chosen.parts:
             if part in strength.PARTS:
-                target = find_target(name, chosen.samples)
+                target = find_target(name, chosen.samples, chosen.first)
                 strength.measure(part, target, chosen.seed, chosen.attacks, chosen.packages, chosen.again)
             elif part == "speed":
-                target = find_target(name, chosen.samples, right_only=False)
+                target = find_target(name, chosen.samples, chosen.first, right_only=False)
                 speed.measure(target, chosen.seed, chosen.attacks, chosen.again)
     if "table" in chosen.parts:
         tables.write()

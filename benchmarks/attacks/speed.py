@@ -32,7 +32,7 @@ Action = Callable[[int], tuple[Tensor, dict[str, Any]]]  # turn -> x_adv, more f
 def measure(target: Target, seed: int, what: list[str] | None, again: bool) -> None:
     """A line in the results for PGD and the ensemble each, of every package; ``what``: "pgd", "ensemble"."""
     for name, turns, actions in (("pgd", PGD_TURNS, _pgd), ("ensemble", ENSEMBLE_TURNS, _ensembles)):
-        key = {"part": "speed", "target": target.name, "attack": name, "samples": len(target.x), "seed": seed,
+        key = {"part": "speed", "target": target.name, "attack": name, "samples": len(target.x), "first": target.first, "seed": seed,
                "threads": torch.get_num_threads()}  # fmt: skip
         if (what and name not in what) or (not again and records.has(records.read(NAME), **key)):
             continue

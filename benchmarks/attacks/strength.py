@@ -15,7 +15,7 @@ from sfumato.attacks import ATTACKS, verified
 
 NAME = "attacks"
 OURS = "sfumato"
-KEYS = ("part", "target", "attack", "norm", "package", "steps", "samples", "seed")
+KEYS = ("part", "target", "attack", "norm", "package", "steps", "samples", "first", "seed")
 
 # Of each attack: the norms, the steps, which are the same for all packages, and what they are called.
 FIXED: dict[str, tuple[tuple[str, ...], int, str]] = {
@@ -68,7 +68,7 @@ def measure(
                     continue
                 key = {
                     "part": part, "target": target.name, "attack": attack, "norm": norm, "package": package,
-                    "steps": steps, "samples": len(target.x), "seed": seed,
+                    "steps": steps, "samples": len(target.x), "first": target.first, "seed": seed,
                 }  # fmt: skip
                 if not again and records.has(records.read(NAME), **key):
                     continue

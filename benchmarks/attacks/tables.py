@@ -29,10 +29,15 @@ def tables(lines: Sequence[records.Record]) -> str:
     speed = records.latest([line for line in lines if line["part"] == "speed"], ("target", "attack", "threads"))
     parts = []
     for target in NAMES:
-        here = [line for line in strength if line["target"] == target]
-        parts += [fixed(target, [line for line in here if line["part"] == "fixed"])]
-        parts += [minimal(target, [line for line in here if line["part"] == "minimal"])]
-    parts += [scores([line for line in strength if line["part"] == "minimal"]), *(times(line) for line in speed)]
+        for first in sorted({line["first"] for line in strength if line["target"] == target}):
+            here = [line for line in strength if line["target"] == target and line["first"] == first]
+            title = target if first == 0 else f"{target}, other images"
+            parts += [fixed(title, [line for line in here if line["part"] == "fixed"])]
+            parts += [minimal(title, [line for line in here if line["part"] == "minimal"])]
+    parts += [
+        scores([line for line in strength if line["part"] == "minimal" and line["first"] == 0]),
+        *(times(line) for line in speed),
+    ]
     return "\n\n".join(part for part in parts if part)
 
 
@@ -149,7 +154,8 @@ def _grouped(lines: Sequence[records.Record], keys: Sequence[str]) -> dict[tuple
 
 def _size(lines: Sequence[records.Record]) -> str:
     samples = sorted({line["samples"] for line in lines})
-    return f"n = {' or '.join(str(n) for n in samples)}, seed {lines[0]['seed']}."
+    where = f" of the images from number {lines[0]['first']} on" if lines[0]["first"] else ""
+    return f"n = {' or '.join(str(n) for n in samples)}{where}, seed {lines[0]['seed']}."
 
 
 def _differ(one: Sequence[int], other: Sequence[int]) -> int:

@@ -52,19 +52,25 @@ class Target:
     x: Tensor  # (B, C, H, W) in [0, 1]
     y: Tensor  # (B,)
     eps: Mapping[str, float]  # by norm
+    first: int = 0  # of the images to choose from
 
 
-def find_target(name: str, samples: int, right_only: bool = True) -> Target:
-    """The target, trained first where the cache does not hold it, and its first ``samples``, of those that it gets right."""
+def find_target(name: str, samples: int, first: int = 0, right_only: bool = True) -> Target:
+    """The target, trained first where the cache does not hold it, and ``samples`` of the test images from ``first`` on.
+
+    ``right_only``: of those that it gets right.
+    """
     if name == "effnet-lite0":
         classifier, x, y = photographs()
+        x, y = x[first:], y[first:]
     else:
         classifier = fashion_classifier(TRAINED_EPS if name == "robust" else 0.0)
         data = load("fashion-mnist", split="test")
-        x, y = data.pixels(slice(0, 3 * samples)), match_labels(classifier, data)[: 3 * samples]
+        some = slice(first, first + 3 * samples)
+        x, y = data.pixels(some), match_labels(classifier, data)[some]
         right = (classifier.predict(x) == y) | (not right_only)
         x, y = x[right], y[right]
-    return Target(name, classifier, x[:samples].contiguous(), y[:samples], EPS[name])
+    return Target(name, classifier, x[:samples].contiguous(), y[:samples], EPS[name], first)
 
 
 def fashion_classifier(eps: float, seed: int = 0) -> Classifier:
