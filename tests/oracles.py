@@ -25,6 +25,12 @@ TINY = {
 }  # a network for tests of the plumbing
 
 
+def inside(ladder: Ladder, stage: int, share: float) -> float:
+    """A noise level of a stage: 0 is its end, 1 its jump (to the bit: the sum may round to just above it)."""
+    end, jump = ladder.ends[stage], ladder.jumps[stage]
+    return min(end + share * (jump - end), jump)
+
+
 def pool_matrix(height: int, width: int) -> np.ndarray:
     """A as a matrix, (h/2 * w/2, h * w), for images flattened row by row."""
     rows = np.kron(np.eye(height // 2), [[0.5, 0.5]])

@@ -13,8 +13,6 @@ from torch import Tensor, nn
 from sfumato.classifiers import BudgetExceeded, Classifier, TwoLogits
 from sfumato.errors import InputError
 
-torch.set_num_threads(1)
-
 
 def small_network(kind: torch.dtype = torch.float32) -> nn.Sequential:
     """With batch normalisation and dropout, so that the wrong mode shows."""

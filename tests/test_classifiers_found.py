@@ -21,9 +21,6 @@ from sfumato.classifiers import Classifier, find_classifier
 from sfumato.classifiers.find import processor_size, processor_statistics
 from sfumato.errors import InputError
 
-torch.set_num_threads(1)
-
-
 # -- models of other libraries ------------------------------------------------------------------------------------------
 
 

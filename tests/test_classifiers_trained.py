@@ -22,9 +22,6 @@ from sfumato.classifiers.training import augment
 from sfumato.data import ImageSet, load
 from sfumato.errors import InputError
 
-torch.set_num_threads(1)
-
-
 # -- training, saving ---------------------------------------------------------------------------------------------------
 
 

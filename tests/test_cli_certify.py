@@ -17,8 +17,6 @@ from sfumato.conditions import Kinds
 from sfumato.config import Config
 from sfumato.generator import Generator
 
-torch.set_num_threads(1)
-
 
 @pytest.fixture(scope="session")
 def digits_classifier(tmp_path_factory: pytest.TempPathFactory) -> Path:

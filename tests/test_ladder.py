@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from oracles import GaussianImages, UnitNoise, affine, coarse_matrix, pool_matrix
+from oracles import GaussianImages, UnitNoise, affine, coarse_matrix, inside, pool_matrix
 from scipy.integrate import quad_vec, solve_ivp
 
 from sfumato.errors import InputError
@@ -22,11 +22,6 @@ ONE_STAGE = Ladder((4, 4), 1, 1)
 TWO_STAGES = Ladder((4, 4), 1, 2, jumps=(20.0, 1.5), plain=(0.75, 0.2))
 LADDERS = [PLAIN_IS_END, PLAIN_ABOVE, ONE_STAGE, TWO_STAGES]
 SHAPES = pytest.mark.parametrize("ladder", LADDERS, ids=["plain=end", "plain>end", "S=1", "S=2"])
-
-
-def inside(ladder: Ladder, stage: int, share: float) -> float:
-    """A noise level of a stage: 0 is its end, 1 its jump."""
-    return ladder.ends[stage] + share * (ladder.jumps[stage] - ladder.ends[stage])
 
 
 def as_images(rows: np.ndarray, images: GaussianImages, stage: int) -> torch.Tensor:

@@ -7,17 +7,13 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from oracles import inside
 
 from sfumato.errors import InputError
 from sfumato.ladder import Ladder, Level, flow_time, from_flow_time, pool
 
 PLAIN_IS_END = Ladder((4, 8), 1, 3)
 PLAIN_ABOVE = Ladder((4, 8), 1, 3, plain=(2.0, 2.0, 0.6))
-
-
-def inside(ladder: Ladder, stage: int, share: float) -> float:
-    """A noise level of a stage: 0 is its end, 1 its jump."""
-    return ladder.ends[stage] + share * (ladder.jumps[stage] - ladder.ends[stage])
 
 
 def some_rungs(ladder: Ladder) -> list[Level]:

@@ -33,7 +33,6 @@ from sfumato.defences.smoothed_attack import soft_loss
 from sfumato.defences.smoothing import ATTACK, CHECK, ESTIMATION, SELECTION, draw_noise, streams
 from sfumato.errors import InputError
 
-torch.set_num_threads(1)
 SIGMA = 0.25
 RADII = (0.125, 0.25, 0.375, 0.5)
 
