@@ -64,6 +64,14 @@ def sfumato(capsys: pytest.CaptureFixture[str]) -> Command:
 
 
 @pytest.fixture
+def own_cache(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A cache that nobody else has written to."""
+    folder = tmp_path_factory.mktemp("cache")
+    monkeypatch.setenv("SFUMATO_CACHE", str(folder))
+    return folder
+
+
+@pytest.fixture
 def inside(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """An empty folder that is also the current one."""
     monkeypatch.chdir(tmp_path)

@@ -29,6 +29,8 @@ SMALL = (
     (r"(classifier train .*)", r"\1 --epochs 1"),
     (r"(sfumato attack .*)", r"\1 -n 4"),
     (r"(sfumato audit .*)", r"\1 -n 4"),
+    (r"-n 500\b", "-n 4"),
+    (r"(sfumato certify .*)", r"\1 --samples 2000 --attacked 2"),
 )
 
 
