@@ -65,7 +65,7 @@ def sfumato(capsys: pytest.CaptureFixture[str]) -> Command:
 
 @pytest.fixture
 def own_cache(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """A cache that nobody else has written to."""
+    """A cache for this test alone."""
     folder = tmp_path_factory.mktemp("cache")
     monkeypatch.setenv("SFUMATO_CACHE", str(folder))
     return folder
@@ -131,12 +131,6 @@ def small_fashion(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.
     folder = write_fashion(tmp_path_factory.mktemp("fashion"))
     monkeypatch.setenv("SFUMATO_FASHION_MNIST", str(folder))
     return folder
-
-
-@pytest.fixture
-def own_cache(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A cache for this test alone."""
-    monkeypatch.setenv("SFUMATO_CACHE", str(tmp_path_factory.mktemp("cache")))
 
 
 @pytest.fixture(scope="module")

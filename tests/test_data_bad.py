@@ -18,10 +18,7 @@ from sfumato.data import decode as decoding
 from sfumato.data.decode import Unreadable, open_image
 from sfumato.errors import InputError
 
-
-@pytest.fixture(autouse=True)
-def own_cache(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("SFUMATO_CACHE", str(tmp_path_factory.mktemp("cache")))
+pytestmark = pytest.mark.usefixtures("own_cache")
 
 
 def noise(seed: int = 0, size: tuple[int, int] = (40, 24)) -> Image.Image:
