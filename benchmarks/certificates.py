@@ -30,7 +30,7 @@ from benchmarks import machine, records
 from benchmarks.features import test_data, training_data
 from benchmarks.trial import runs_folder, train_apart
 from sfumato.classifiers import Classifier, evaluate_classifier, load_classifier, save_classifier, training_steps
-from sfumato.classifiers.training import augment
+from sfumato.classifiers.run import augment
 from sfumato.defences import certified, certify, guaranteed
 from sfumato.defences.smoothing import Denoise
 from sfumato.generator import Generator
@@ -179,6 +179,8 @@ def main() -> None:
         parser.error("--generator-seconds must leave some of --seconds to the classifier")
     if chosen.part == "measure":
         machine.set_threads(chosen.threads)
+        if chosen.threads == 1:
+            machine.count_processor_seconds()
         folder = runs_folder(chosen.runs)
         folder.mkdir(parents=True, exist_ok=True)
         for arm in chosen.arms:

@@ -18,7 +18,7 @@ from sfumato import classifiers, weights
 from sfumato.classifiers import Classifier, find_classifier
 from sfumato.classifiers.accuracy import Accuracy
 from sfumato.classifiers.networks import NETWORKS
-from sfumato.classifiers.training import augment
+from sfumato.classifiers.run import augment
 from sfumato.data import ImageSet, load
 from sfumato.errors import InputError
 

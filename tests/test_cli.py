@@ -285,6 +285,10 @@ def test_evaluate(sfumato: Command, inside: Path, digits_run: Path) -> None:
 
 
 def test_demo(sfumato: Command, inside: Path, small_fashion: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The pictures and what comes next; the page is in test_lecture.py."""
+    from sfumato import lecture
+
+    monkeypatch.setattr(lecture, "PARTS", lecture.PARTS[:1])
     drawn = sfumato("demo", "--minutes", "0.02", "--json")
     assert drawn.status == 0, drawn.err
     result = json.loads(drawn.out)

@@ -13,11 +13,12 @@ from sfumato.audit.demonstration import Demonstration, demonstrate
 from sfumato.audit.flags import FLAGS, Check, check_all
 from sfumato.audit.plan import PROTOCOLS
 from sfumato.audit.protocol import audit
+from sfumato.audit.purification import audit_purification
 from sfumato.audit.report import write_report
 from sfumato.audit.results import Audit, Outcome
 from sfumato.audit.summary import SCHEMA, summarise
 
 __all__ = [
-    "FLAGS", "PROTOCOLS", "SCHEMA", "Audit", "Check", "Demonstration", "Outcome", "audit", "check_all", "compare",
+    "FLAGS", "PROTOCOLS", "SCHEMA", "Audit", "Check", "Demonstration", "Outcome", "audit", "audit_purification", "check_all", "compare",
     "demonstrate", "read_report", "summarise", "write_report",
 ]  # fmt: skip

@@ -17,8 +17,10 @@ import numpy as np
 from sfumato.audit import figures
 from sfumato.audit.compare import REPORT, SAMPLES, compare, read_report, read_samples
 from sfumato.audit.flags import AMBER, GREEN, RED, check_all
+from sfumato.audit.purification import section
 from sfumato.audit.results import Audit
 from sfumato.audit.summary import distance_text, samples, size, summarise
+from sfumato.defences import Purification
 from sfumato.files import atomic_write, finite, make_folder
 
 PAGE, JUNIT = "report.html", "junit.xml"
@@ -33,6 +35,7 @@ def write_report(
     *,
     min_robust_accuracy: float | None = None,
     baseline: str | Path | None = None,
+    purification: Purification | None = None,
 ) -> dict[str, Any]:
     """Write the four files, each whole or not at all.
 
@@ -41,6 +44,7 @@ def write_report(
         folder: made where it is missing.
         min_robust_accuracy: a gate, which fails only where the upper bound of the robust accuracy's interval is below.
         baseline: the ``report.json`` (or its folder) of another audit to compare with.
+        purification: what a purifier in front of the same classifier is worth, from ``audit_purification``.
 
     Returns:
         The object in ``report.json``, see summary.py.
@@ -55,6 +59,9 @@ def write_report(
     report["baseline"] = (
         None if old is None or baseline is None else compare(report, arrays, old, read_samples(baseline))
     )
+    report["purification"] = None if purification is None else purification.report
+    if purification is not None:
+        arrays |= {f"purification.{name}": array for name, array in purification.arrays.items()}
     report["seconds"] = {
         "attacks": {name: outcome.seconds for name, outcome in audit.outcomes.items()},
         "members": {n: member.seconds for outcome in audit.outcomes.values() for n, member in outcome.members.items()},
@@ -70,7 +77,7 @@ def write_report(
     atomic_write(folder / SAMPLES, packed.getvalue())
     atomic_write(folder / JUNIT, junit(report))
     atomic_write(
-        folder / PAGE, page(audit, report).encode("utf-8", "replace")
+        folder / PAGE, page(audit, report, purification).encode("utf-8", "replace")
     )  # names of files may hold half characters
     atomic_write(
         folder / REPORT, json.dumps(report, indent=2, allow_nan=False) + "\n"
@@ -78,7 +85,7 @@ def write_report(
     return report
 
 
-def page(audit: Audit, report: Mapping[str, Any]) -> str:
+def page(audit: Audit, report: Mapping[str, Any], purification: Purification | None = None) -> str:
     """The HTML, with everything it shows inside it."""
     from jinja2 import Environment, StrictUndefined
     from markupsafe import Markup
@@ -99,6 +106,7 @@ def page(audit: Audit, report: Mapping[str, Any]) -> str:
         light=RED if RED in lights else AMBER if AMBER in lights else GREEN,
         robust_before={row["name"]: row["robust"] for row in (report["baseline"] or {"attacks": []})["attacks"]},
         noise_scale=figures.NOISE_SCALE,
+        purification=Markup("" if purification is None else section(purification, audit.labels, percent)),
     )
 
 

@@ -21,6 +21,7 @@ Clopper and Pearson; all sizes are in units of pixels in [0, 1].
 * ``invariance``: accuracies under changes that a person would not notice, each with ``name``, ``bounds`` and ``worst``
   (the single change at which fewest images are right, ``{change, accuracy}``, or null); null for images of 4 channels
 * ``gate``: ``min_robust_accuracy`` and ``passed``, or null; ``baseline``: the comparison of compare.py, or null
+* ``purification``: the classifier behind a purifier, see ``defences/purification_protocol.py``, or null
 * ``passes``: ``forward`` and ``backward`` of the whole audit; ``stamp``: versions and device
 * ``seconds``, ``written``: the only entries that differ between two runs of the same command
 
@@ -48,7 +49,7 @@ QUANTILES = (0.1, 0.5, 0.9)
 
 
 def summarise(audit: Audit, checks: list[Check], min_robust_accuracy: float | None = None) -> dict[str, Any]:
-    """The object described above, without ``baseline``, ``seconds`` and ``written``."""
+    """The object described above, without ``baseline``, ``purification``, ``seconds`` and ``written``."""
     return {
         "schema": SCHEMA,
         "verdict": verdict(audit, checks),

@@ -28,6 +28,9 @@ from sfumato.errors import InputError
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
+    from sfumato.classifiers import Classifier
+    from sfumato.defences import Purifier
+
 DONE, GATE_FAILED = 0, 1
 
 
@@ -57,6 +60,22 @@ def audit(
         Path | None,
         typer.Option("--baseline", help="The report.json of another audit, to show beside.", show_default=False),
     ] = None,
+    purify: Annotated[
+        str | None,
+        typer.Option(
+            "--purify", metavar="MODEL", help="Also audit CLF behind this generator as a purifier.", show_default=False
+        ),
+    ] = None,
+    purified: Annotated[int, typer.Option("--purified", help="How many of the images to attack behind it.")] = 32,
+    sigma: Annotated[
+        float | None,
+        typer.Option(
+            "--purify-sigma", help="Its noise, of pixels in [0, 1]. Default: as of purify.", show_default=False
+        ),
+    ] = None,
+    steps: Annotated[
+        int | None, typer.Option("--purify-steps", help="Its steps. Default: as of purify.", show_default=False)
+    ] = None,
     fit: FitOption = "crop",
     size: SizeOption = None,
     seed: SeedOption = 0,
@@ -68,29 +87,64 @@ def audit(
     if min_robust_accuracy is not None and not 0 <= min_robust_accuracy <= 1:
         raise InputError(f"--min-robust-accuracy {min_robust_accuracy:g} is no share: give a number from 0 to 1")
     pixels = read_size(size)
+    if purify is None and (sigma is not None or steps is not None):
+        raise InputError("--purify-sigma and --purify-steps are of a purifier: name one with --purify MODEL")
+    if purified < 1:
+        raise InputError(f"--purified {purified} leaves nothing to attack: give 1 or more")
     check_folder(out)
     from sfumato.audit import audit as run
-    from sfumato.audit import read_report, write_report
+    from sfumato.audit import audit_purification, read_report, write_report
     from sfumato.classifiers import find_classifier
 
     if baseline is not None:
         read_report(baseline)  # before anything is done
     found = find_classifier(classifier, device)
-    images = load_images(data, pixels or found.size, fit, "test")
+    purifier = None if purify is None else _purifier(found, purify, sigma, steps, norm, device)
+    wanted = pixels or found.size or (None if purifier is None else purifier.ladder.size)
+    images = load_images(data, wanted, fit, "test")
     try:
         with counting(f"auditing {classifier}") as progress:
             audited = run(
                 found, images, norm=norm, eps=radius, count=count, seed=seed, out=out, name=classifier,
                 protocol="screening" if screening else "standard", progress=progress, remark=say,
             )  # fmt: skip
+        washed = None
+        if purifier is not None and purify is not None:
+            with counting(f"attacking {classifier} behind {purify}") as progress:
+                washed = audit_purification(
+                    found,
+                    purifier,
+                    images,
+                    audited,
+                    count=purified,
+                    out=out,
+                    model=purify,
+                    progress=progress,
+                    remark=say,
+                )
     except KeyboardInterrupt:
         raise Interrupted("stopped: the same command goes on from there") from None
-    report = write_report(audited, out, min_robust_accuracy=min_robust_accuracy, baseline=baseline)
+    report = write_report(audited, out, min_robust_accuracy=min_robust_accuracy, baseline=baseline, purification=washed)
     show(_lines(report, out), report, as_json)
     return GATE_FAILED if report["gate"] and not report["gate"]["passed"] else DONE
 
 
+def _purifier(
+    found: Classifier, model: str, sigma: float | None, steps: int | None, norm: str, device: str
+) -> Purifier:
+    from sfumato.attacks.norms import check_norm
+    from sfumato.cli.purify import purifier_of
+    from sfumato.defences import check_fit
+    from sfumato.generator import Generator
+
+    check_norm(norm, ("Linf", "L2", "L1"), "an attack on a purifier")
+    generator = Generator.from_pretrained(model, device)
+    check_fit(found, generator)
+    return purifier_of(generator, sigma, steps)
+
+
 def _lines(report: Mapping[str, Any], out: Path) -> list[str]:
+    from sfumato.audit.purification import lines as purification_lines
     from sfumato.audit.report import PAGE
 
     rows = [(each["title"], each["robust"], each["fooled_8bit"] is None) for each in report["attacks"]]
@@ -106,6 +160,8 @@ def _lines(report: Mapping[str, Any], out: Path) -> list[str]:
             if check["light"] == light
             for line in ("", f"{light}: {check['name']}. {check['found']}", f"  {check['meaning']} {check['advice']}")
         ]
+    if report["purification"]:
+        lines += ["", *purification_lines(report["purification"])]
     if report["baseline"]:
         lines += ["", report["baseline"]["sentence"], *report["baseline"]["remarks"]]
     if report["gate"]:

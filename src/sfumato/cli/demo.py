@@ -1,4 +1,4 @@
-"""``sfumato demo``: from nothing to pictures in a few minutes."""
+"""``sfumato demo``: from nothing to the whole lecture on one page, in a few minutes."""
 
 from __future__ import annotations
 
@@ -6,28 +6,66 @@ import shlex
 import time
 from contextlib import closing
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from sfumato.cli.console import DeviceOption, Interrupted, JsonOption, check_folder, say, show, waiting
-from sfumato.cli.train import TrainingDisplay
+from sfumato.cli.train import TrainingDisplay, clock
 from sfumato.errors import InputError
 
-EACH = 8  # images of each class
-GUIDANCE = 1.5  # a short training leaves labels weak: press them a little
+if TYPE_CHECKING:
+    from sfumato.lecture import Section, Subject
+
+CLASSIFIER_SHARE = 1 / 6  # of the minutes, in addition
 
 
 def demo(
-    out: Annotated[Path, typer.Option("--out", help="Folder for the model and the pictures.")] = Path("demo"),
-    minutes: Annotated[float, typer.Option("--minutes", help="Of training.")] = 2.0,
+    out: Annotated[Path, typer.Option("--out", help="Folder for the models, the page and the pictures.")] = Path(
+        "demo"
+    ),
+    minutes: Annotated[
+        float, typer.Option("--minutes", help="Of training the generator; the rest takes about as long again.")
+    ] = 2.0,
     device: DeviceOption = "auto",
     as_json: JsonOption = False,
 ) -> None:
-    """Train a small generator on clothes (Fashion-MNIST) or, where that is not there, on digits, and draw with it."""
+    """Train a small generator and a classifier of clothes (Fashion-MNIST) or, where that is not there, of digits, and put the whole lecture on one page."""
     check_folder(out, "--out")
     began = time.perf_counter()
-    from sfumato import data, pictures
+    try:
+        subject = _train(out, minutes, device)
+        sections = _sections(subject)
+    except KeyboardInterrupt:
+        raise Interrupted("stopped: the same command goes on from there") from None
+    from sfumato import lecture
+
+    seconds = time.perf_counter() - began
+    written = lecture.write(subject, sections, out, seconds)
+    classes, run = subject.generator.classes, subject.run
+    lines = [
+        f"page:    {written['page']}  (the lecture, each part beside its formula: open it in a browser)",
+        f"samples: {written['samples']}  (a row for each of {', '.join(classes)})",
+        f"film:    {written['film']}  (noise up to an image, and the image down to noise)",
+        f"models:  {run}, {subject.classifier_folder}",
+        f"next: sfumato sample {shlex.quote(str(run))} --label {shlex.quote(classes[-2])} -n 64 -o more.png",
+    ]
+    result = {
+        **{name: str(path) for name, path in written.items()},
+        "model": str(run),
+        "classifier": str(subject.classifier_folder),
+        "data": subject.test.name,
+        "seconds": round(seconds),
+        "sections": lecture.summary(sections),
+    }
+    show(lines, result, as_json)
+
+
+def _train(out: Path, minutes: float, device: str) -> Subject:
+    """Both models, trained or gone on with."""
+    from sfumato import classifiers, data, lecture
+    from sfumato.cli.classifier import ClassifierDisplay
+    from sfumato.cli.main import app
     from sfumato.generator import Generator
     from sfumato.training import training_steps
 
@@ -36,32 +74,32 @@ def demo(
     except InputError as error:
         say(f"{error}; the demo takes scikit-learn's digits")
         images = data.load("digits")
-    run = out / images.name
+    test = data.load(images.name, split="test")
+    run, folder = out / images.name, out / f"{images.name}-classifier"
     steps = training_steps(images, run, minutes=minutes, device=device)
-    try:
-        with closing(steps), TrainingDisplay(f"training on {images.name} for {minutes:g} minutes") as display:  # type: ignore[type-var]
-            for progress in steps:
-                display.update(progress)
-    except KeyboardInterrupt:
-        raise Interrupted("stopped: the same command goes on from there") from None
-    generator = Generator.from_pretrained(run, device)
-    classes = generator.classes
-    grid, film = out / "samples.png", out / "film.png"
-    with waiting("drawing"):
-        pixels = generator.sample(
-            EACH * len(classes), [name for name in classes for _ in range(EACH)], guidance=GUIDANCE
-        )
-        pictures.save(pictures.named_rows(pictures.grid(pixels, columns=EACH), classes), grid)
-        pictures.save(generator.film(1, guidance=GUIDANCE), film)
-    seconds = round(time.perf_counter() - began)
-    lines = [
-        f"samples: {grid}  (a row for each of {', '.join(classes)})",
-        f"film:    {film}  (noise up to an image, and the image down to noise)",
-        f"model:   {run}",
-        f"next: sfumato sample {shlex.quote(str(run))} --label {shlex.quote(classes[-2])} -n 64 -o more.png",
-    ]
-    show(
-        lines,
-        {"samples": str(grid), "film": str(film), "model": str(run), "data": images.name, "seconds": seconds},
-        as_json,
-    )
+    with closing(steps), TrainingDisplay(f"training on {images.name} for {minutes:g} minutes") as display:  # type: ignore[type-var]
+        for progress in steps:
+            display.update(progress)
+    short = minutes * CLASSIFIER_SHARE
+    steps = classifiers.training_steps(images, folder, minutes=short, device=device, test=test)
+    with closing(steps), ClassifierDisplay(f"training a classifier for {clock(60 * short)} minutes") as display:  # type: ignore[type-var]
+        for progress in steps:
+            display.update(progress)  # type: ignore[arg-type]
+    return lecture.Subject(
+        Generator.from_pretrained(run, device), classifiers.load_classifier(folder, device), test, run, folder,
+        sizes=lecture.Sizes(), verbs=frozenset(str(verb.name) for verb in (*app.registered_commands, *app.registered_groups)),
+    )  # fmt: skip
+
+
+def _sections(subject: Subject) -> list[Section]:
+    """All parts of the page, each announced with the time so far."""
+    from sfumato.lecture import PARTS
+
+    began, sections = time.perf_counter(), []
+    for number, part in enumerate(PARTS, start=1):
+        say(f"part {number} of {len(PARTS)}, {part.title} ({clock(time.perf_counter() - began)} so far)")
+        with waiting(part.title):
+            sections.append(part(subject))
+        if sections[-1].absent:
+            say(sections[-1].absent)
+    return sections

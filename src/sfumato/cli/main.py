@@ -20,6 +20,8 @@ from sfumato.cli import (
     demo,
     evaluate,
     export,
+    harden,
+    purify,
     sample,
     score,
     train,
@@ -47,6 +49,8 @@ app.command("attack", cls=attack.AttackVerb)(attack.attack)
 app.command("audit", cls=Verb)(audit.audit)
 app.command("boundary", cls=Verb)(boundary.boundary)
 app.command("certify", cls=Verb)(certify.certify)
+app.command("purify", cls=Verb)(purify.purify)
+app.command("harden", cls=Verb)(harden.harden)
 app.add_typer(classifier.app, name="classifier")
 app.add_typer(data.app, name="data")
 

@@ -22,11 +22,18 @@ from sfumato.defences.certificates import (
 from sfumato.defences.certification import Certification, certify_data
 from sfumato.defences.diffusion_classifier import Decision, DiffusionClassifier, classify, diffusion_classifier
 from sfumato.defences.fit import check_fit
+from sfumato.defences.hardening import harden, hardening_steps
+from sfumato.defences.purification_attacks import Effort
+from sfumato.defences.purification_protocol import Purification, purification_protocol
+from sfumato.defences.purify import Purifier, purified, purify
 from sfumato.defences.smoothed_attack import Attacked, attack_smoothed
 from sfumato.defences.smoothing import certify
+from sfumato.defences.smoothness import Smoothness, smoothness
 
 __all__ = [
-    "ABSTAIN", "Attacked", "Certificate", "Certification", "Decision", "DiffusionClassifier", "attack_smoothed",
+    "ABSTAIN", "Attacked", "Certificate", "Certification", "Decision", "DiffusionClassifier", "Effort",
+    "Purification", "Purifier", "Smoothness", "attack_smoothed",
     "certified", "certify", "certify_data", "check_fit", "classify", "diffusion_classifier", "guaranteed",
-    "l1_radius", "l2_radius", "linf_radius",
+    "harden", "hardening_steps", "l1_radius", "l2_radius", "linf_radius",
+    "purification_protocol", "purified", "purify", "smoothness",
 ]  # fmt: skip

@@ -88,7 +88,7 @@ class Denoiser(nn.Module):
             seen = torch.cat([seen, self._image(c, stage)], dim=1)
         output = self._network(stage, sigma)(
             seen.contiguous(memory_format=torch.channels_last), sigma, detail, stage, c
-        ).float()
+        ).to(torch.promote_types(z.dtype, torch.float32))  # from autocast's bf16; float64 stays
         skip_p, out_p = _precondition(self.smooth_rms[stage], torch.ones_like(sigma), sigma)
         if stage == 0:
             return skip_p * z + out_p * output

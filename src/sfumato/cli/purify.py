@@ -1,0 +1,127 @@
+"""``sfumato purify``."""
+
+from __future__ import annotations
+
+import time
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from sfumato.cli.console import DeviceOption, JsonOption, ModelArgument, SeedOption, check_folder, counting, show
+from sfumato.errors import InputError
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from sfumato.defences import Purifier
+    from sfumato.generator import Generator
+    from sfumato.ladder import Ladder
+
+_MODES = {1: "L", 3: "RGB", 4: "RGBA"}
+
+
+def purify(
+    model: ModelArgument,
+    images: Annotated[list[Path], typer.Argument(metavar="IMAGES...", help="Picture files.", show_default=False)],
+    out: Annotated[Path, typer.Option("-o", "--out", help="Folder for the pictures, a .png for each.")],
+    sigma: Annotated[
+        float | None,
+        typer.Option(
+            "--sigma", help="Standard deviation of the noise, of pixels in [0, 1]. Default: 0.3.", show_default=False
+        ),
+    ] = None,
+    steps: Annotated[
+        int | None, typer.Option("--steps", help="Steps on the way up. Default: 2, or one a stage.", show_default=False)
+    ] = None,
+    sampler: Annotated[str, typer.Option("--sampler", help="One of {samplers}, but for mean.")] = "euler",
+    seed: SeedOption = 0,
+    device: DeviceOption = "auto",
+    as_json: JsonOption = False,
+) -> None:
+    """Wash small perturbations out of images: noise them, and let a generator denoise them. No promise: see audit --purify."""
+    check_folder(out)
+    files = targets(images, out)
+    import torch
+    from PIL import Image
+
+    from sfumato import pictures
+    from sfumato.defences import purify as run
+    from sfumato.files import make_folder
+    from sfumato.generator import Generator
+
+    generator = Generator.from_pretrained(model, device)
+    purifier = purifier_of(generator, sigma, steps, sampler)
+    x = torch.stack([_read(path, generator.ladder) for path in images])  # all of them, before anything is written
+    began = time.perf_counter()
+    with counting("purifying") as progress:
+        clean = run(purifier, x, seed=seed, progress=progress)
+    seconds = (time.perf_counter() - began) / len(x)
+    make_folder(out)
+    for file, pixels in zip(files, clean, strict=True):
+        array = pictures.to_bytes(pixels[None])[0]  # (H, W, C)
+        pictures.save(Image.fromarray(array[..., 0] if array.shape[-1] == 1 else array), file)
+    rows = [{"image": str(path), "out": str(file)} for path, file in zip(images, files, strict=True)]
+    result: dict[str, Any] = {
+        "model": model, "sigma": purifier.sigma, "steps": purifier.steps, "sampler": sampler, "seed": seed, "images": rows,
+        "seconds_an_image": seconds, "out": str(out),
+    }  # fmt: skip
+    count = f"{len(rows)} image{'s' if len(rows) > 1 else ''}"
+    show([f"{count} purified ({purifier}, {seconds:.2g} s an image): {out}"], result, as_json)
+
+
+def purifier_of(generator: Generator, sigma: float | None, steps: int | None, sampler: str = "euler") -> Purifier:
+    """The purifier that was asked for; where steps were not, no fewer than there are stages to climb."""
+    from sfumato.defences.purify import SIGMA, STEPS, Purifier, level_of
+
+    sigma = SIGMA if sigma is None else sigma
+    stages = generator.ladder.stages - level_of(generator.ladder, sigma).stage
+    return Purifier.of(generator, sigma=sigma, steps=max(STEPS, stages) if steps is None else steps, sampler=sampler)
+
+
+def targets(images: list[Path], out: Path) -> list[Path]:
+    """A file for each image: its stem, numbered where another has the same.
+
+    Raises:
+        InputError: one of them is one of the images themselves.
+    """
+    taken: set[str] = set()
+    found = []
+    for path in images:
+        stem, number = path.stem, 1
+        while stem.lower() in taken:  # some disks do not tell A from a
+            number += 1
+            stem = f"{path.stem}-{number}"
+        taken.add(stem.lower())
+        found.append(out / f"{stem}.png")
+    originals = {path.resolve(): path for path in images}
+    for file in found:
+        if file.resolve() in originals:
+            raise InputError(
+                f"-o {str(out)!r}: {str(originals[file.resolve()])!r} would be written over: give another folder"
+            )
+    return found
+
+
+def _read(path: Path, ladder: Ladder) -> Tensor:
+    """(C, H, W) in [0, 1], of just the model's size and colours; a colour model takes grey images."""
+    import numpy as np
+    import torch
+
+    from sfumato.data.decode import Unreadable, open_image
+
+    if not path.is_file():
+        raise InputError(f"{str(path)!r} is no file, or none that can be seen: give picture files")
+    try:
+        image = open_image(path, alpha=ladder.channels == 4)
+    except Unreadable as error:
+        raise InputError(f"{str(path)!r} cannot be used: {error}; give an image that opens") from None
+    height, width = ladder.size
+    if image.size != (width, height):
+        raise InputError(f"{str(path)!r} is {image.width}x{image.height}, the model makes {width}x{height}: bring it to that "
+                         "size, or give a model of its own")  # fmt: skip
+    if ladder.channels == 1 and image.mode == "RGB" and np.ptp(np.asarray(image), axis=2).any():
+        raise InputError(f"{str(path)!r} is a colour image, the model makes grey ones: give a model that was trained "
+                         "on images in colour")  # fmt: skip
+    array = np.asarray(image.convert(_MODES[ladder.channels])).reshape(height, width, ladder.channels)
+    return torch.from_numpy(array.copy()).permute(2, 0, 1).float() / 255

@@ -1,0 +1,176 @@
+"""Training on the worst that a small perturbation can do: the inner maximisation, and the losses that are lowered there.
+
+    min over weights  E max over ||d|| <= eps, x + d in [0, 1]  loss(f(x + d), y)        Madry et al. 2018, equation 2.1
+
+``METHODS`` holds an objective (see ``classifiers.run``) for each way to approach it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from sfumato.attacks.losses import cross_entropy
+from sfumato.attacks.norms import check_norm, into
+from sfumato.attacks.passes import random_start
+from sfumato.attacks.pgd import steps_of
+from sfumato.attacks.streams import Streams
+from sfumato.classifiers.run import Moment, Network, Objective, plain
+from sfumato.errors import InputError
+from sfumato.registry import Registry
+
+NORMS = ("Linf", "L2")
+FAST_STEP = 1.25  # times eps, the one step of Wong et al. 2020: from a random start, 1 would stop short of the rim
+REACH = 2.5  # times eps, all steps of PGD together: Madry et al. 2018
+WARMUP = 0.15  # share of the budget in which eps rises to what it is to be
+_SALT = 0x4841  # keeps the random starts apart from those of attacks with the same seed
+
+
+@dataclass(frozen=True)
+class Threat:
+    """What to be robust against, and how hard training looks for it.
+
+    Attributes:
+        norm, eps: the ball; pixels are in [0, 1].
+        steps: gradients of the inner maximisation, for the methods that take several.
+        beta: of TRADES, how much robustness counts against accuracy.
+    """
+
+    norm: str
+    eps: float
+    steps: int = 3
+    beta: float = 6.0
+
+    def __post_init__(self) -> None:
+        check_norm(self.norm, NORMS, "adversarial training")
+        if not 0 < self.eps < float("inf"):
+            raise InputError(
+                f"eps {self.eps:g} leaves nothing to be hardened against: give a size over 0, of pixels in [0, 1]"
+            )
+        if self.steps < 1:
+            raise InputError(f"steps {self.steps}: the inner maximisation needs 1 or more")
+        if not 0 < self.beta < float("inf"):
+            raise InputError(f"beta {self.beta:g} cannot weigh robustness: give a number over 0, such as 6")
+
+    def at(self, moment: Moment) -> float:
+        """Eps at that moment: it rises from 0, for weights that know nothing yet learn nothing from what fools them."""
+        return self.eps * min(1.0, moment.fraction / WARMUP)
+
+
+METHODS: Registry[Callable[[Threat], Objective]] = Registry("method")
+"""From what to be robust against to what each step of training lowers."""
+
+
+def maximise(
+    network: Network,
+    x: Tensor,
+    rise: Callable[[Tensor], Tensor],
+    norm: str,
+    eps: float,
+    *,
+    steps: int,
+    share: float | None = None,
+    seed: int = 0,
+) -> Tensor:
+    """The point of box and ball where a loss is highest, as far as a few steepest steps from a random start find it.
+
+    The module is in evaluation mode meanwhile: what is attacked is the classifier as it will answer, each image by
+    itself, and batch normalisation's running statistics take no account of points on the way.
+
+    Args:
+        network: to attack.
+        x: (B, C, H, W) pixels in [0, 1].
+        rise: from (B, K) logits to (B,), to be raised.
+        norm, eps: the ball.
+        steps: how many.
+        share: length of each step as a share of eps; all together 2.5 by default.
+        seed: of the random start.
+
+    Returns:
+        (B, C, H, W), detached.
+    """
+    radius = torch.full((len(x),), eps, dtype=x.dtype, device=x.device)
+    step = steps_of(norm, REACH / steps if share is None else share, steps)
+    x_adv = random_start(x, norm, radius, Streams(seed, range(len(x)), salt=_SALT, device=x.device))
+    with network.classifier.ready(), torch.enable_grad():
+        for index in range(steps):
+            leaf = x_adv.detach().requires_grad_()
+            (slope,) = torch.autograd.grad(rise(network(leaf)).sum(), leaf)
+            x_adv = into(x, x_adv + step(slope.nan_to_num(0.0, 0.0, 0.0), x_adv, radius, index), norm, radius)
+    return x_adv.detach()
+
+
+@METHODS.add("pgd")
+def pgd_training(threat: Threat) -> Objective:
+    """Cross-entropy at what projected gradient descent finds (Madry et al. 2018, arXiv 1706.06083, section 2)."""
+
+    def objective(network: Network, x: Tensor, y: Tensor, moment: Moment) -> tuple[Tensor, Tensor]:
+        worst = maximise(network, x, lambda logits: cross_entropy(logits, y), threat.norm, threat.at(moment),
+                         steps=threat.steps, seed=moment.seed)  # fmt: skip
+        return plain(network, worst, y, moment)
+
+    return objective
+
+
+@METHODS.add("fast")
+def fast_training(threat: Threat) -> Objective:
+    """Cross-entropy one step from a random start (Wong et al. 2020, arXiv 2001.03994, algorithm 3).
+
+    It may learn to bend the loss so that one step finds nothing, and be robust against that step only (catastrophic
+    overfitting, their section 5); see ``hardening.HardeningRun`` for what notices that.
+    """
+
+    def objective(network: Network, x: Tensor, y: Tensor, moment: Moment) -> tuple[Tensor, Tensor]:
+        worst = maximise(network, x, lambda logits: cross_entropy(logits, y), threat.norm, threat.at(moment),
+                         steps=1, share=FAST_STEP, seed=moment.seed)  # fmt: skip
+        return plain(network, worst, y, moment)
+
+    return objective
+
+
+@METHODS.add("trades")
+def trades_training(threat: Threat) -> Objective:
+    """``CE(f(x), y) + beta max KL(f(x) || f(x'))`` (Zhang et al. 2019, arXiv 1901.08573, equation 5).
+
+    Clean and worst images go through batch normalisation as one batch, so that both see the statistics of both, as they
+    will in evaluation mode. The inner maximisation starts anywhere in the ball: next to x, as in the paper, the
+    divergence is less than the rounding of bf16.
+    """
+
+    def objective(network: Network, x: Tensor, y: Tensor, moment: Moment) -> tuple[Tensor, Tensor]:
+        with network.classifier.ready(), torch.no_grad():
+            said = network(x).log_softmax(1)  # (B, K)
+        worst = maximise(network, x, lambda logits: divergence(said, logits.log_softmax(1)), threat.norm,
+                         threat.at(moment), steps=threat.steps, seed=moment.seed)  # fmt: skip
+        clean, moved = network(torch.cat([x, worst])).chunk(2)
+        return trades_loss(clean, moved, y, threat.beta), moved
+
+    return objective
+
+
+@METHODS.add("noise")
+def noise_training(threat: Threat) -> Objective:
+    """Cross-entropy of images with Gaussian noise on them, which the batches come with (``noise_of``); no attack."""
+    return plain
+
+
+def noise_of(threat: Threat) -> float:
+    """The standard deviation of the noise that stands for a threat: eps a pixel, or for L2 half of the ball's radius.
+
+    Smoothed with half of its radius, a classifier that is right in 98 of 100 draws is certified on the ball.
+    """
+    return threat.eps if threat.norm == "Linf" else threat.eps / 2
+
+
+def trades_loss(clean: Tensor, moved: Tensor, y: Tensor, beta: float) -> Tensor:
+    """TRADES of (B, K) logits at the clean and at the moved images: a number."""
+    return F.cross_entropy(clean, y) + beta * divergence(clean.log_softmax(1), moved.log_softmax(1)).mean()
+
+
+def divergence(log_p: Tensor, log_q: Tensor) -> Tensor:
+    """``KL(p || q)`` of (B, K) logarithms of probabilities: (B,)."""
+    return (log_p.exp() * (log_p - log_q)).sum(1)

@@ -1,0 +1,213 @@
+"""How smooth a classifier is around its images: before and after hardening, side by side.
+
+A robust classifier's loss rises slowly around an image (gradient norm), nearly evenly (local linearity), and its
+decision boundary is far (distance). The last two need an attack, and are what that attack finds.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from sfumato.attacks.fmn import fmn
+from sfumato.attacks.losses import cross_entropy
+from sfumato.attacks.norms import dual, flat, into, norm_of
+from sfumato.attacks.passes import checked, gradients, random_start
+from sfumato.attacks.pgd import pgd, steps_of
+from sfumato.attacks.streams import streams_for
+from sfumato.attacks.verify import fooled
+from sfumato.classifiers.accuracy import Accuracy
+from sfumato.defences.adversarial_training import Threat
+from sfumato.errors import InputError
+from sfumato.files import atomic_write, finite
+
+if TYPE_CHECKING:
+    from sfumato.boundary import Boundaries
+    from sfumato.classifiers import Classifier
+
+SCHEMA = "sfumato.smoothness/1"
+FILE, PICTURE = "smoothness.json", "boundary.png"
+PGD_STEPS = 20
+GAP_STEPS = 10
+DISTANCE_STEPS = 100
+DISTANCE_IMAGES = 200  # the most expensive of all, and a median wants fewer
+PICTURED = 96  # images among which the views of the boundary find theirs
+_SALT = 0x5340  # keeps the random points apart from those of attacks with the same seed
+
+
+@dataclass(frozen=True)
+class Smoothness:
+    """What was found around some images.
+
+    Attributes:
+        clean: accuracy.
+        robust: accuracy under PGD of 20 steps within the ball; the standard ensemble finds more (``sfumato audit``).
+        gradient: mean over images of the cross-entropy's gradient, in the norm dual to the threat's: how much the loss
+            rises along the steepest perturbation, for each unit of its size.
+        gap: mean of ``max over ||d|| <= eps of |loss(x + d) - loss(x) - <d, grad>|``, the local linearity of Qin et al.
+            2019 (arXiv 1907.02610, equation 5), as ten steps of PGD find it; 0 where the loss is linear.
+        alignment: mean cosine of the gradients at x and at a random point of the ball (Andriushchenko & Flammarion
+            2020, arXiv 2007.02617, equation 3): 1 where the gradient keeps its direction.
+        distance: the median of the distance to the decision boundary, 0 for an image that is wrong, as FMN finds it.
+    """
+
+    clean: Accuracy
+    robust: Accuracy
+    gradient: float
+    gap: float
+    alignment: float
+    distance: float
+
+    def to_json(self) -> dict[str, Any]:
+        return {
+            "clean": self.clean.to_json(), "robust": self.robust.to_json(), "gradient": self.gradient, "gap": self.gap,
+            "alignment": self.alignment, "distance": self.distance,
+        }  # fmt: skip
+
+
+def smoothness(
+    classifier: Classifier,
+    x: Tensor,
+    y: Tensor,
+    *,
+    norm: str = "Linf",
+    eps: float = 8 / 255,
+    seed: int = 0,
+    progress: Callable[[int, int], None] | None = None,
+) -> Smoothness:
+    """How smooth a classifier is around images.
+
+    Args:
+        classifier: any that gives gradients.
+        x: (B, C, H, W) pixels in [0, 1].
+        y: (B,) labels, as the classifier numbers them.
+        norm: Linf or L2.
+        eps: radius of the ball, of pixels in [0, 1].
+        seed: of random starts and points.
+        progress: called with (measurements done, in all).
+
+    Raises:
+        InputError: no images, an unknown norm, an eps that is not over 0.
+    """
+    Threat(norm, eps)
+    if not len(x):
+        raise InputError("there are no images to measure on: give 1 or more")
+    x, y, _ = checked(x, y, None)
+    parts: tuple[Callable[[], Any], ...] = (
+        lambda: Accuracy(int((classifier.predict(x) == y).sum()), len(x)),
+        lambda: Accuracy(int((~fooled(classifier, pgd(
+            classifier, x, y, norm=norm, eps=eps, steps=PGD_STEPS, seed=seed), y)).sum()), len(x)),
+        lambda: float(gradient_norms(classifier, x, y, norm).mean()),
+        lambda: float(linearity_gaps(classifier, x, y, norm, eps, seed).mean()),
+        lambda: float(alignments(classifier, x, y, norm, eps, seed).mean()),
+        lambda: float(distances(classifier, x[:DISTANCE_IMAGES], y[:DISTANCE_IMAGES], norm).quantile(0.5, interpolation="lower")),
+    )  # fmt: skip
+    found = []
+    with classifier.ready():
+        for part in parts:
+            found.append(part())
+            if progress is not None:
+                progress(len(found), len(parts))
+    return Smoothness(*found)
+
+
+def gradient_norms(classifier: Classifier, x: Tensor, y: Tensor, norm: str) -> Tensor:
+    """(B,) the dual norm of the cross-entropy's gradient with respect to the pixels."""
+    return norm_of(gradients(classifier, x, cross_entropy, (y,))[2], dual(norm))
+
+
+def linearity_gaps(
+    classifier: Classifier, x: Tensor, y: Tensor, norm: str, eps: float, seed: int = 0, steps: int = GAP_STEPS
+) -> Tensor:
+    """(B,) how far the loss is from its linearisation at x, at the worst point of ball and box that PGD finds.
+
+    From a random start and from the point across: a loss that bends upwards departs on both sides of x.
+    """
+    _, here, slope = gradients(classifier, x, cross_entropy, (y,))
+    radius = x.new_full((len(x),), eps)
+    step, highest = steps_of(norm, None, steps), torch.zeros_like(here)
+    start = random_start(x, norm, radius, streams_for(x, seed, None, _SALT))
+    for moved in (start, into(x, 2 * x - start, norm, radius)):
+        for index in range(steps + 1):
+            _, there, rising = gradients(classifier, moved, cross_entropy, (y,))
+            gap = there - here - flat((moved - x) * slope).sum(1).to(here.dtype)
+            highest = torch.maximum(highest, gap.abs())
+            if index < steps:
+                upward = (rising - slope) * gap.sign().to(x.dtype).view(-1, *[1] * (x.ndim - 1))
+                moved = into(x, moved + step(upward, moved, radius, index), norm, radius)
+    return highest
+
+
+def alignments(classifier: Classifier, x: Tensor, y: Tensor, norm: str, eps: float, seed: int = 0) -> Tensor:
+    """(B,) the cosine between the gradients at x and at a random point of box and ball; 0 where either vanishes."""
+    moved = random_start(x, norm, x.new_full((len(x),), eps), streams_for(x, seed, None, _SALT + 1))
+    first, second = (gradients(classifier, each, cross_entropy, (y,))[2] for each in (x, moved))
+    return F.cosine_similarity(flat(first), flat(second), dim=1, eps=torch.finfo(x.dtype).tiny)
+
+
+def distances(classifier: Classifier, x: Tensor, y: Tensor, norm: str) -> Tensor:
+    """(B,) how far the nearest image is that is taken for something else: 0 for what is wrong, inf where none is found."""
+    found = fmn(classifier, x, y, norm=norm, steps=DISTANCE_STEPS)
+    return norm_of(found - x, norm).masked_fill(~fooled(classifier, found, y), math.inf)
+
+
+def picture(
+    before: Classifier,
+    after: Classifier,
+    x: Tensor,
+    y: Tensor,
+    *,
+    norm: str,
+    eps: float,
+    names: tuple[str, str],
+    seed: int = 0,
+) -> Boundaries | str:
+    """The decision boundaries of both on the same axes; or why there are none, where too few images are right."""
+    from sfumato.boundary import boundary
+
+    try:
+        return boundary(
+            before, x[:PICTURED], y[:PICTURED], other=after, norm=norm, eps=eps, names=names, seed=seed,
+        )  # fmt: skip
+    except InputError as error:
+        return str(error)
+
+
+def report(before: Smoothness, after: Smoothness, **about: Any) -> dict[str, Any]:
+    """Both as JSON values, with what else there is to tell."""
+    return {"schema": SCHEMA, **about, "before": before.to_json(), "after": after.to_json()}
+
+
+def save_report(folder: Path, found: dict[str, Any], views: Boundaries | str) -> None:
+    """``smoothness.json`` and, where there is one, ``boundary.png``."""
+    if not isinstance(views, str):
+        views.save(folder / PICTURE)
+    atomic_write(folder / FILE, json.dumps(finite(found), indent=2) + "\n")
+
+
+def table(before: Smoothness, after: Smoothness, norm: str, eps: float) -> list[str]:
+    """The comparison, a line each."""
+    rows = [
+        ("clean accuracy", _share(before.clean), _share(after.clean)),
+        (f"robust accuracy (PGD, {norm} {eps:g})", _share(before.robust), _share(after.robust)),
+        (f"gradient norm ({dual(norm)})", f"{before.gradient:.3g}", f"{after.gradient:.3g}"),
+        ("departure from linear", f"{before.gap:.3g}", f"{after.gap:.3g}"),
+        ("gradient alignment", f"{before.alignment:.3g}", f"{after.alignment:.3g}"),
+        (f"distance to the boundary ({norm})", f"{before.distance:.3g}", f"{after.distance:.3g}"),
+    ]
+    wide = max(len(name) for name, _, _ in rows)
+    head = f"  {'':<{wide}}  {'before':<26}  after"
+    return [head, *(f"  {name:<{wide}}  {was:<26}  {now}" for name, was, now in rows)]
+
+
+def _share(accuracy: Accuracy) -> str:
+    low, high = accuracy.interval
+    return f"{accuracy.value:>6.1%} ({low:.1%} to {high:.1%})"

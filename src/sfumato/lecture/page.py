@@ -1,0 +1,107 @@
+"""The parts in the lecture's order, and the page that their sections become: one HTML file with everything it shows inside it."""
+
+from __future__ import annotations
+
+import shlex
+import time
+from collections.abc import Sequence
+from importlib.resources import files
+from pathlib import Path
+from typing import Any
+
+from sfumato import __version__, pictures
+from sfumato.files import atomic_write, make_folder
+from sfumato.lecture import density, generation, robustness
+from sfumato.lecture.section import Picture, Section, Subject
+
+PAGE = "lecture.html"
+PARTS = (
+    generation.down_and_up,
+    generation.text_to_image,
+    generation.conditioning,
+    density.likelihood,
+    robustness.attack,
+    robustness.boundaries,
+    robustness.certificate,
+    density.generator_as_classifier,
+)
+
+
+def what_next(subject: Subject) -> Section:
+    """Commands for one's own images."""
+    run, folder = (shlex.quote(str(path)) for path in (subject.run, subject.classifier_folder))
+    name = subject.test.name
+    steps = (
+        ("train", "sfumato train --data photos --out runs/photos --minutes 60", "Your own images: a folder with a sub-folder a class, or with captions."),
+        ("classifier", "sfumato classifier train --data photos --out classifiers/photos", "And a classifier of them."),
+        ("evaluate", f"sfumato evaluate {run} --data {name}", "How good are the samples? Distances, and the nearest training images."),
+        ("harden", f"sfumato harden {folder} --data {name} --method trades --norm Linf --eps 8/255 --out hardened", "A classifier that is harder to fool."),
+        ("--help", "sfumato --help", "Everything else."),
+    )  # fmt: skip
+    shown = [step for step in steps if step[0] == "--help" or not subject.verbs or step[0] in subject.verbs]
+    return Section(
+        title="What to do next",
+        text=(
+            "Everything above came out of minutes of training; most of it gets much better with an hour. The same program, "
+            "from a command line:",
+        ),
+        commands=tuple(f"{command}  # {why}" for _, command, why in shown),
+    )
+
+
+def page(subject: Subject, sections: Sequence[Section], seconds: float) -> str:
+    """The HTML.
+
+    Args:
+        subject: what the sections are about.
+        sections: in their order.
+        seconds: that everything took.
+    """
+    import torch
+    from jinja2 import Environment, StrictUndefined
+
+    environment = Environment(autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
+    template = environment.from_string((files("sfumato.lecture") / "templates" / "lecture.html").read_text("utf-8"))
+    return template.render(
+        sections=[*sections, what_next(subject)],
+        data=subject.test.name,
+        classes=subject.generator.classes,
+        images=len(subject.test),
+        seconds=seconds,
+        device=str(subject.generator.device),
+        seed=subject.seed,
+        versions=f"sfumato {__version__}, torch {torch.__version__}",
+        written=time.strftime("%Y-%m-%d %H:%M"),
+    )
+
+
+def write(subject: Subject, sections: Sequence[Section], folder: str | Path, seconds: float) -> dict[str, Path]:
+    """Write the page, and the pictures that have a name, each whole or not at all; where each is, by name.
+
+    Raises:
+        InputError: a folder that cannot be written to.
+    """
+    folder = Path(folder)
+    make_folder(folder)
+    written: dict[str, Path] = {}
+    for picture in (picture for section in sections for picture in section.pictures if picture.name):
+        written[picture.name] = folder / f"{picture.name}.png"
+        _save(picture, written[picture.name])
+    written["page"] = folder / PAGE
+    atomic_write(
+        written["page"], page(subject, sections, seconds).encode("utf-8", "replace")
+    )  # names may hold half characters
+    return written  # fmt: skip
+
+
+def summary(sections: Sequence[Section]) -> list[dict[str, Any]]:
+    """Title and numbers of each part, or why it was left out, ready for JSON."""
+    return [
+        {"title": section.title, "absent": section.absent} if section.absent else {"title": section.title, **section.numbers}
+        for section in sections
+    ]  # fmt: skip
+
+
+def _save(picture: Picture, path: Path) -> None:
+    assert not isinstance(picture.image, str), "SVG is for the page alone"
+    pictures.save(picture.image, path)
