@@ -30,6 +30,7 @@ SMALL = (
     (r"(sfumato attack .*)", r"\1 -n 4"),
     (r"(sfumato audit .*)", r"\1 -n 4"),
     (r"-n 500\b", "-n 4"),
+    (r"(sfumato harden .*)", r"\1 --epochs 1 -n 8"),
     (r"(--purify \S+)", r"\1 --purified 1"),
     (r"(sfumato certify .*)", r"\1 --samples 2000 --attacked 2"),
 )
