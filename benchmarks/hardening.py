@@ -154,6 +154,8 @@ def main() -> None:
         if not 0 < chosen.plain_seconds < chosen.seconds:
             parser.error("--plain-seconds must be over 0, and leave some of --seconds to hardening")
         machine.set_threads(chosen.threads)
+        if chosen.threads == 1:
+            machine.count_processor_seconds()
         folder = runs_folder(chosen.runs)
         train, test = (load(chosen.data, split=split, size=chosen.size, fit="pad") for split in ("train", "test"))
         for seed in range(chosen.seeds):
