@@ -27,6 +27,7 @@ from sfumato.recipes.cascade import Cascade
 from sfumato.training import Progress
 
 SETTINGS = {**TINY, "batch": "8"}
+THRESHOLD = 0.9
 COLOURS = ("red heart", "green cat", "blue sun")
 
 
@@ -79,7 +80,7 @@ def imagen_run(bert: str, tmp_path_factory: pytest.TempPathFactory) -> Path:
 def test_imagen_draws_with_its_own_guidance(imagen_run: Path):
     generator = recipes.load(imagen_run, "cpu")
     assert isinstance(generator, Generator)
-    paper = Guidance(float(imagen.DEFAULTS["guidance"]), threshold=0.995)
+    paper = Guidance(float(imagen.DEFAULTS["guidance"]), threshold=THRESHOLD)
     assert paper.scale > 1 and generator.default_guidance == paper
     torch.manual_seed(0)
     for parameter in generator.denoiser.parameters():  # four steps of training leave the text nearly unheard
@@ -87,7 +88,7 @@ def test_imagen_draws_with_its_own_guidance(imagen_run: Path):
     drawn = generator.sample(3, prompt="red heart", steps=4)
     assert torch.equal(drawn, generator.sample(3, prompt="red heart", steps=4, guidance=paper))
     assert torch.equal(drawn, generator.sample(3, prompt="red heart", steps=4, guidance=paper.scale))
-    for other in (Guidance(paper.scale), Guidance(2.0, threshold=0.995)):
+    for other in (Guidance(paper.scale), Guidance(2.0, threshold=THRESHOLD)):
         assert not torch.allclose(drawn, generator.sample(3, prompt="red heart", steps=4, guidance=other), atol=1e-3)
 
 
@@ -101,7 +102,7 @@ def test_another_guidance_is_no_other_run(bert: str, tmp_path: Path):
     finish(captioned(), tmp_path / "run", "imagen", settings={"text": bert}, steps=2)
     finish(captioned(), tmp_path / "run", "imagen", settings={"text": bert, "guidance": "2"}, steps=3)
     generator = recipes.load(tmp_path / "run", "cpu")
-    assert generator.default_guidance == Guidance(2.0, threshold=0.995) and generator.config.drop == 0.1
+    assert generator.default_guidance == Guidance(2.0, threshold=THRESHOLD) and generator.config.drop == 0.1
 
 
 @pytest.mark.parametrize(
@@ -284,7 +285,7 @@ def test_a_cascade_that_is_told_nothing(tmp_path: Path):
 def test_texts(bert: str, tmp_path: Path):
     finish(captioned(), tmp_path / "run", settings={"text": bert}, steps=4)
     loaded = recipes.load(tmp_path / "run", "cpu")
-    assert loaded.default_guidance == Guidance(float(imagen.DEFAULTS["guidance"]), threshold=0.995)
+    assert loaded.default_guidance == Guidance(float(imagen.DEFAULTS["guidance"]), threshold=THRESHOLD)
     assert all(model.kinds.tokens and model.config.drop == 0.1 for model in loaded.models)
     drawn = loaded.sample(2, prompt=["red heart", "blue sun"], steps=2)
     assert drawn.shape == (2, 1, 16, 16)

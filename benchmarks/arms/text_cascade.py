@@ -14,7 +14,7 @@ from sfumato.data import ImageSet
 from sfumato.recipes.cascade import Cascade
 from sfumato.recipes.cascade_training import train as cascade_steps
 
-SAMPLING = ("10:3", "10:5", "10:5:0.995")
+SAMPLING = ("10:3", "10:5", "10:5:0.995", "10:5:0.9")
 # At 32x32 two models of the default widths would have 1.8 times the ladder's parameters.
 WIDTHS = {32: {"base.channels": "96", "up-1.channels": "48,80"}}
 

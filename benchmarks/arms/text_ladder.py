@@ -15,7 +15,7 @@ from sfumato.generator import Generator
 from sfumato.guidance import Guidance
 from sfumato.training import training_steps
 
-SAMPLING = ("10:3", "10:5", "10:5:0.995")
+SAMPLING = ("10:3", "10:5", "10:5:0.995", "10:5:0.9")
 
 
 def train(data: ImageSet, seconds: float, seed: int, out: Path) -> dict[str, Any]:
