@@ -113,20 +113,11 @@ def harden(
         views = picture(before, after, x, y, norm=norm, eps=radius, names=names, seed=seed)
     described = read_description(out)
     how = ["--data", data, "--norm", norm, "--eps", eps]
+    first_report = f"{_name(classifier)}-report"
+    against = ["--baseline", f"{first_report}/report.json", "-o", f"{_name(out)}-report"]
     follow = [
-        shlex.join(["sfumato", "audit", classifier, *how, "-o", f"{_name(classifier)}-report"]),
-        shlex.join(
-            [
-                "sfumato",
-                "audit",
-                out,
-                *how,
-                "--baseline",
-                f"{_name(classifier)}-report/report.json",
-                "-o",
-                f"{_name(out)}-report",
-            ]
-        ),
+        shlex.join(["sfumato", "audit", classifier, *how, "-o", first_report]),
+        shlex.join(["sfumato", "audit", out, *how, *against]),
     ]
     found = report(
         first, second, classifier=classifier, hardened=out, data=data, norm=norm, eps=radius, images=len(x), seed=seed,
