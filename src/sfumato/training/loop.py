@@ -212,7 +212,7 @@ def _steps(run: Run, budget: Budget, out: Path, identity: dict[str, Any]) -> Ite
                     if due:
                         _grid(run, out)
                     saved, unsaved = time.perf_counter(), False
-                    began += saved - now  # saving is not training: it uses up no budget, so that none ends between two steps
+                    began += saved - now  # saving is no training: it uses up no budget, which so never ends in between
                 yield progress
         except (KeyboardInterrupt, GeneratorExit):
             if unsaved and whole:  # half a step cannot be gone on from: the last checkpoint can
