@@ -29,6 +29,14 @@ from sfumato.cli.train import TrainingDisplay
 if TYPE_CHECKING:
     from sfumato.classifiers import Evaluation
 
+MinutesOption = Annotated[
+    float | None,
+    typer.Option("--minutes", help="Budget in minutes. Default: 3, and at most 60 epochs.", show_default=False),
+]
+EpochsOption = Annotated[
+    float | None, typer.Option("--epochs", help="Budget in passes over the training images.", show_default=False)
+]
+
 app = typer.Typer(
     help="Train a classifier of images, or measure any.", add_completion=False, pretty_exceptions_enable=False
 )
@@ -45,13 +53,8 @@ def train(
     out: Annotated[
         str, typer.Option("--out", help="The classifier's folder; if it holds this training already, it goes on.")
     ],
-    minutes: Annotated[
-        float | None,
-        typer.Option("--minutes", help="Budget in minutes. Default: 3, and at most 60 epochs.", show_default=False),
-    ] = None,
-    epochs: Annotated[
-        float | None, typer.Option("--epochs", help="Budget in passes over the training images.", show_default=False)
-    ] = None,
+    minutes: MinutesOption = None,
+    epochs: EpochsOption = None,
     network: Annotated[
         str | None,
         typer.Option(

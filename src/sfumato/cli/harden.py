@@ -10,7 +10,7 @@ from typing import Annotated, Any
 import typer
 
 from sfumato.cli.attack import ClassifierArgument, read_eps
-from sfumato.cli.classifier import ClassifierDisplay
+from sfumato.cli.classifier import ClassifierDisplay, EpochsOption, MinutesOption
 from sfumato.cli.console import (
     DataOption,
     DeviceOption,
@@ -57,13 +57,8 @@ def harden(
         ),
     ] = None,
     share: Annotated[float, typer.Option("--share", help="Of each batch, how much is generated.")] = 0.3,
-    minutes: Annotated[
-        float | None,
-        typer.Option("--minutes", help="Budget in minutes. Default: 3, and at most 60 epochs.", show_default=False),
-    ] = None,
-    epochs: Annotated[
-        float | None, typer.Option("--epochs", help="Budget in passes over the training images.", show_default=False)
-    ] = None,
+    minutes: MinutesOption = None,
+    epochs: EpochsOption = None,
     fit: FitOption = "crop",
     count: Annotated[int, typer.Option("-n", "--count", help="How many test images to measure on, before and after.")] = IMAGES,
     seed: SeedOption = 0,
