@@ -1,4 +1,4 @@
-"""Certified accuracy on Fashion-MNIST (32x32, padded): four ways to a smoothed classifier, at equal seconds of training.
+"""Certified accuracy: four ways to a smoothed classifier, at equal seconds of training.
 
 * plain: a classifier that never saw noise, smoothed as it is.
 * noise: trained with the noise it is smoothed with (Cohen et al. 2019), for all of the seconds.
@@ -9,9 +9,10 @@ The seconds of the last two hold those of the generator: what it leaves is the c
 Each arm is certified at each sigma on the same test images, up to a radius of two sigma (farther out takes thousands of
 draws where hundreds do, and the next sigma is better there); a line in ``results/certificates.jsonl`` is one of them, and
 ``table`` prints, for each radius, the best sigma of each arm (as the field reports it) with its 95 % interval. Training and
-certifying that are there already are not done again.
+certifying that are there already are not done again. Fashion-MNIST, padded to 32x32, by default; CIFAR-10 by an ``.npz`` of it.
 
     .venv/bin/python -m benchmarks.certificates --seconds 1800 --generator-seconds 900 -n 500 --threads 1
+    .venv/bin/python -m benchmarks.certificates --data cifar10.npz --seconds 900 --generator-seconds 600 --threads 1
     .venv/bin/python -m benchmarks.certificates table
 """
 
@@ -28,9 +29,10 @@ import torch.nn.functional as F
 
 from benchmarks import machine, records
 from benchmarks.features import test_data, training_data
-from benchmarks.trial import runs_folder, train_apart
+from benchmarks.trial import FASHION, runs_folder, train_apart
 from sfumato.classifiers import Classifier, evaluate_classifier, load_classifier, save_classifier, training_steps
 from sfumato.classifiers.run import augment
+from sfumato.data import ImageSet
 from sfumato.defences import certified, certify, guaranteed
 from sfumato.defences.smoothing import Denoise
 from sfumato.generator import Generator
@@ -40,44 +42,43 @@ NAME = "certificates"
 ARMS = ("plain", "noise", "denoised", "tuned")
 RADII = (0.25, 0.5, 0.75, 1.0)
 SIGMAS = (0.25, 0.5)
-KEYS = ("arm", "sigma", "seconds", "generator_seconds", "seed", "images", "n", "alpha")
+KEYS = ("data", "arm", "sigma", "seconds", "generator_seconds", "seed", "images", "n", "alpha")
 TUNED_FROM = 0.02  # learning rate of fine-tuning, falling to 0; a fifth of that of training
 BATCH = 128
 
 
-def generator_for(seconds: float, seed: int, threads: int, folder: Path) -> Generator:
+def generator_for(seconds: float, seed: int, threads: int, folder: Path, data: str = FASHION) -> Generator:
     """The ladder trained for so long; one that another benchmark trained is taken."""
-    out = folder / f"ladder-{round(seconds / 60, 2):g}min-seed{seed}-threads{threads}"
-    train_apart("ladder", seconds, seed, threads, out)
+    out = folder / f"ladder-{_prefix(data)}{round(seconds / 60, 2):g}min-seed{seed}-threads{threads}"
+    train_apart("ladder", seconds, seed, threads, out, data=data)
     return Generator.from_pretrained(out, "cpu")
 
 
-def plain_classifier(seconds: float, noise: float, seed: int, folder: Path) -> Classifier:
+def plain_classifier(seconds: float, noise: float, seed: int, folder: Path, data: str = FASHION) -> Classifier:
     """A small classifier trained for so long, with noise or without."""
-    out = folder / f"certificates-{seconds:g}s-noise{noise:g}-seed{seed}"
-    for _ in training_steps(
-        training_data(), out, minutes=seconds / 60, noise=noise, seed=seed, device="cpu", test=test_data()
-    ):
+    train, test = training_data(data), test_data(data)
+    out = folder / f"certificates-{_prefix(data)}{seconds:g}s-noise{noise:g}-seed{seed}"
+    for _ in training_steps(train, out, minutes=seconds / 60, noise=noise, seed=seed, device="cpu", test=test):
         pass
     return load_classifier(out, "cpu")
 
 
 def tuned_classifier(
-    plain: Classifier, denoise: Denoise, sigma: float, seconds: float, seed: int, out: Path
+    plain: Classifier, denoise: Denoise, sigma: float, seconds: float, seed: int, out: Path, train: ImageSet
 ) -> Classifier:
     """The plain classifier trained on for so long, on noisy images as the denoiser gives them; kept in ``out``."""
     if (out / MODEL).exists():
         return load_classifier(out, "cpu")
-    data, module = training_data(), plain.module
-    assert data.labels is not None and module is not None
-    labels, stream = torch.from_numpy(data.labels), torch.Generator().manual_seed(seed)
+    module = plain.module
+    assert train.labels is not None and module is not None
+    labels, stream = torch.from_numpy(train.labels), torch.Generator().manual_seed(seed)
     optimizer = torch.optim.SGD(module.parameters(), lr=TUNED_FROM, momentum=0.9, nesterov=True, weight_decay=5e-4)
     began = time.perf_counter()
     while (fraction := (time.perf_counter() - began) / seconds) < 1:
         for group in optimizer.param_groups:
             group["lr"] = TUNED_FROM * (1 - fraction)
-        rows = torch.randint(len(data), (BATCH,), generator=stream)
-        x = augment(data.pixels(rows), 1, True, stream)
+        rows = torch.randint(len(train), (BATCH,), generator=stream)
+        x = augment(train.pixels(rows), 1, True, stream)
         x = denoise(x + sigma * torch.randn(x.shape, generator=stream), sigma)
         module.train()
         loss = F.cross_entropy(module(plain.preprocess(x)), labels[rows])
@@ -91,19 +92,19 @@ def tuned_classifier(
 
 def measure(arm: str, sigma: float, chosen: argparse.Namespace, folder: Path) -> dict[str, Any]:
     """Train the arm and certify it: one line of the results."""
-    seed, seconds = chosen.seed, chosen.seconds
+    seed, seconds, prefix = chosen.seed, chosen.seconds, _prefix(chosen.data)
     denoise, rest = None, seconds
     if arm in ("denoised", "tuned"):
-        denoise = generator_for(chosen.generator_seconds, seed, chosen.threads, folder).denoise
+        denoise = generator_for(chosen.generator_seconds, seed, chosen.threads, folder, chosen.data).denoise
         rest = seconds - chosen.generator_seconds
     if arm == "tuned":
-        plain = plain_classifier(rest / 2, 0.0, seed, folder)
-        out = folder / f"certificates-{seconds:g}s-{chosen.generator_seconds:g}s-tuned{sigma:g}-seed{seed}"
+        plain = plain_classifier(rest / 2, 0.0, seed, folder, chosen.data)
+        out = folder / f"certificates-{prefix}{seconds:g}s-{chosen.generator_seconds:g}s-tuned{sigma:g}-seed{seed}"
         assert denoise is not None
-        classifier = tuned_classifier(plain, denoise, sigma, rest / 2, seed, out)
+        classifier = tuned_classifier(plain, denoise, sigma, rest / 2, seed, out, training_data(chosen.data))
     else:
-        classifier = plain_classifier(rest, sigma if arm == "noise" else 0.0, seed, folder)
-    data = test_data()
+        classifier = plain_classifier(rest, sigma if arm == "noise" else 0.0, seed, folder, chosen.data)
+    data = test_data(chosen.data)
     assert data.labels is not None
     rows = np.random.RandomState(0).permutation(len(data))[: chosen.images]  # the same for all arms and seeds
     labels = data.labels[rows].tolist()
@@ -115,7 +116,7 @@ def measure(arm: str, sigma: float, chosen: argparse.Namespace, folder: Path) ->
     spent = [each.n + each.selection for each in found]
     shares = {f"{radius:g}": certified(found, labels, radius) for radius in (0.0, *RADII)}
     return {
-        **dict(zip(KEYS, (arm, sigma, seconds, chosen.generator_seconds, seed, chosen.images, chosen.n, chosen.alpha),
+        **dict(zip(KEYS, (data.name, arm, sigma, seconds, chosen.generator_seconds, seed, chosen.images, chosen.n, chosen.alpha),
                    strict=True)),
         "clean": evaluate_classifier(classifier, data).overall.value,
         "certified": {radius: share.to_json() for radius, share in shares.items()},
@@ -146,9 +147,14 @@ def table() -> str:
 
 def _budget(record: records.Record) -> str:
     return (
-        f"{record['seconds']:g} s of training (of which the generator {record['generator_seconds']:g} s), {record['images']} "
-        f"images, at most {record['n']:,} draws, alpha {record['alpha']:g}, seed {record['seed']}:"
+        f"{record['data']}: {record['seconds']:g} s of training (of which the generator {record['generator_seconds']:g} s), "
+        f"{record['images']} images, at most {record['n']:,} draws, alpha {record['alpha']:g}, seed {record['seed']}:"
     )
+
+
+def _prefix(data: str) -> str:
+    """Of the names of folders; none for what most benchmarks use."""
+    return "" if data == FASHION else f"{test_data(data).name}-"
 
 
 def _cell(mine: list[records.Record], radius: str) -> str:
@@ -163,6 +169,7 @@ def _cell(mine: list[records.Record], radius: str) -> str:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("part", nargs="?", choices=("measure", "table"), default="measure")
+    parser.add_argument("--data", default=FASHION, help="32x32, or padded to it")
     parser.add_argument("--arms", nargs="+", choices=ARMS, default=ARMS)
     parser.add_argument("--sigmas", nargs="+", type=float, default=SIGMAS)
     parser.add_argument("--seconds", type=float, default=1800.0, help="of training, for each arm")
@@ -185,7 +192,7 @@ def main() -> None:
         folder.mkdir(parents=True, exist_ok=True)
         for arm in chosen.arms:
             for sigma in chosen.sigmas:
-                wanted = {key: getattr(chosen, key) for key in KEYS[2:]}
+                wanted = {key: getattr(chosen, key) for key in KEYS[3:]} | {"data": test_data(chosen.data).name}
                 if chosen.again or not records.has(records.read(NAME), arm=arm, sigma=sigma, **wanted):
                     record = measure(arm, sigma, chosen, folder)
                     records.append(NAME, record)

@@ -21,7 +21,7 @@ import torch
 from torch import Tensor
 
 from benchmarks import machine
-from benchmarks.trial import runs_folder
+from benchmarks.trial import FASHION, runs_folder
 from sfumato import weights
 from sfumato.data import ImageSet, load
 from sfumato.metrics import classifier
@@ -31,15 +31,15 @@ CHUNK = 500  # images at once
 
 
 @lru_cache
-def training_data() -> ImageSet:
-    """What every arm trains on, and what it is compared with: 60,000 images, 32x32, grey, 10 classes."""
-    return load("fashion-mnist", size=32, fit="pad")
+def training_data(name: str = FASHION) -> ImageSet:
+    """What every arm trains on, and what it is compared with: 60,000 images, 32x32, grey, 10 classes; or other data."""
+    return load(name, size=32, fit="pad")
 
 
 @lru_cache
-def test_data() -> ImageSet:
-    """The 10,000 images that no arm sees."""
-    return load("fashion-mnist", split="test", size=32, fit="pad")
+def test_data(name: str = FASHION) -> ImageSet:
+    """The images that no arm sees: 10,000 of Fashion-MNIST."""
+    return load(name, split="test", size=32, fit="pad")
 
 
 class Features:

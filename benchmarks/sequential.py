@@ -20,7 +20,7 @@ from sfumato.defences.certificates import clopper_pearson, default_radii, level
 
 NAME = "sequential"
 COHEN = 100_000  # draws of Cohen et al. 2019
-KEYS = ("arm", "sigma", "seconds", "seed", "images", "alpha")
+KEYS = ("data", "arm", "sigma", "seconds", "seed", "images", "alpha")
 
 
 def compare(record: records.Record, repeats: int, numbers: np.random.Generator) -> dict[str, Any]:
@@ -57,12 +57,12 @@ def _false(said: np.ndarray, truth: np.ndarray) -> float:
 
 def table() -> str:
     """One row a record, as Markdown."""
-    head = ("arm", "sigma", "median draws", "fewer than 100,000", "mean", "same verdict", "undecided",
+    head = ("data", "arm", "sigma", "median draws", "fewer than 100,000", "mean", "same verdict", "undecided",
             "false (sequential / Cohen)")  # fmt: skip
     lines = ["| " + " | ".join(head) + " |", "|---" * len(head) + "|"]
     for each in records.latest(records.read(NAME), KEYS):
         false = each["false_certificates"]
-        cells = (each["arm"], f"{each['sigma']:g}", f"{each['draws']['median']:,.0f}", f"{each['fewer']:,.0f} times",
+        cells = (each["data"], each["arm"], f"{each['sigma']:g}", f"{each['draws']['median']:,.0f}", f"{each['fewer']:,.0f} times",
                  f"{each['draws']['mean']:,.0f}", f"{each['agree']:.2%}", f"{each['undecided']:.2%}",
                  f"{false['sequential']:.3%} / {false['cohen']:.3%}")  # fmt: skip
         lines.append("| " + " | ".join(cells) + " |")

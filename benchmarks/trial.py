@@ -22,6 +22,7 @@ from typing import Any
 from benchmarks import arms, machine
 
 STATS = "stats.json"
+FASHION = "fashion-mnist"
 
 
 def runs_folder(chosen: str | None) -> Path:
@@ -38,6 +39,7 @@ def train_apart(
     threads: int,
     out: Path,
     *,
+    data: str = FASHION,
     again: bool = False,
     settings: Mapping[str, str] | None = None,
 ) -> dict[str, Any]:
@@ -45,8 +47,9 @@ def train_apart(
     if out.exists() and (again or not (out / STATS).exists()):
         shutil.rmtree(out)
     if not out.exists():
+        data = str(Path(data).absolute()) if Path(data).exists() else data
         command = [sys.executable, "-m", "benchmarks.trial", "--arm", arm, "--seconds", str(seconds), "--seed", str(seed),
-                   "--threads", str(threads), "--out", str(out)]  # fmt: skip
+                   "--threads", str(threads), "--out", str(out), "--data", data]  # fmt: skip
         for key, value in (settings or {}).items():
             command += ["--set", f"{key}={value}"]
         environment = {**os.environ, **({"OMP_NUM_THREADS": str(threads)} if threads else {})}
@@ -54,12 +57,14 @@ def train_apart(
     return json.loads((out / STATS).read_text())
 
 
-def train_here(arm: str, seconds: float, seed: int, out: Path, settings: Mapping[str, str]) -> dict[str, Any]:
+def train_here(
+    arm: str, seconds: float, seed: int, out: Path, settings: Mapping[str, str], name: str = FASHION
+) -> dict[str, Any]:
     """Train in this process and write the stats, last of all: a folder with stats holds a whole run."""
     from benchmarks.features import training_data
 
     extra = {"settings": settings} if settings else {}
-    data, began = training_data(), time.process_time()
+    data, began = training_data(name), time.process_time()
     stats = arms.find(arm).train(data, seconds, seed, out, **extra)
     stats = {
         **stats,
@@ -82,11 +87,12 @@ def main() -> None:
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--threads", type=int, default=0, help="0: torch's choice")
     parser.add_argument("--out", type=Path, required=True, help="a new folder")
+    parser.add_argument("--data", default=FASHION, help="32x32, or padded to it")
     parser.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", help="for arm ladder")
     chosen = parser.parse_args()
     machine.set_threads(chosen.threads)
     settings = dict(pair.split("=", 1) for pair in chosen.set)
-    print(json.dumps(train_here(chosen.arm, chosen.seconds, chosen.seed, chosen.out, settings)))
+    print(json.dumps(train_here(chosen.arm, chosen.seconds, chosen.seed, chosen.out, settings, chosen.data)))
 
 
 if __name__ == "__main__":
