@@ -20,12 +20,12 @@ from sfumato.attacks import fgsm, fooled, standard
 from sfumato.attacks.ensemble import MEMBERS
 from sfumato.audit import FLAGS, Audit, audit, check_all, compare, figures, read_report, summarise, write_report
 from sfumato.audit.flags import AMBER, GREEN, GREY, RED
-from sfumato.audit.parts import FOLDER
 from sfumato.audit.summary import passes, samples, size
 from sfumato.classifiers import BudgetExceeded, Classifier
 from sfumato.classifiers.accuracy import Accuracy
 from sfumato.data import ImageSet
 from sfumato.errors import InputError
+from sfumato.parts import FOLDER
 
 SIDE = 8
 EPS = 2 / 255

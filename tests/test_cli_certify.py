@@ -12,9 +12,10 @@ from conftest import Command
 from oracles import TINY
 from PIL import Image
 
-from sfumato.classifiers import train_classifier
+from sfumato.classifiers import Classifier, train_classifier
 from sfumato.conditions import Kinds
 from sfumato.config import Config
+from sfumato.defences import certification
 from sfumato.generator import Generator
 
 
@@ -138,3 +139,40 @@ def test_models_that_do_not_fit(sfumato: Command, inside: Path, digits_classifie
     (inside / "file").write_text("")
     assert "is a file, not a folder" in sfumato("certify", digits_classifier, *SMALL, "-o", "file").sentence
     assert not (inside / "cert").exists()
+
+
+def test_a_certification_that_was_stopped_goes_on_and_finds_the_same(
+    sfumato: Command, inside: Path, digits_classifier: Path, monkeypatch: pytest.MonkeyPatch
+):
+    words = ("certify", digits_classifier, *SMALL, "-n", "30", "--attacked", "26", "--samples", "400")
+    whole = sfumato(*words, "-o", "whole", "--json")
+    assert whole.status == 0, whole.err
+    real = certification.attack_smoothed
+    seen: list[int] = []
+
+    def stopped(classifier: Classifier, x: torch.Tensor, *rest: object, **named: object) -> object:
+        seen.append(len(x))
+        if len(seen) == 2:
+            raise KeyboardInterrupt
+        return real(classifier, x, *rest, **named)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(certification, "attack_smoothed", stopped)
+    half = sfumato(*words, "-o", "half")
+    assert half.status == 130 and "the same command goes on from there" in half.err
+    assert seen == [25, 1] and not (inside / "half" / "certificates.json").exists()
+    monkeypatch.setattr(certification, "certify", None)  # no image is certified again
+    resumed = sfumato(*words, "-o", "half", "--json")
+    assert resumed.status == 0, resumed.err
+    assert "3 of 4 parts were done before" in resumed.err and seen == [25, 1, 1]
+    one, other = json.loads(whole.out), json.loads(resumed.out)
+    for each in (one, other):
+        for key in ("seconds", "written", "out"):
+            each.pop(key)
+    assert one == other
+    arrays, others = np.load("whole/certificates.npz"), np.load("half/certificates.npz")
+    assert all(np.array_equal(arrays[name], others[name]) for name in arrays.files)
+    # Another seed is another certification: nothing of this one is taken, and its parts go.
+    monkeypatch.undo()
+    fresh = sfumato(*words, "-o", "half", "--seed", "1")
+    assert fresh.status == 0 and "done before" not in fresh.err
+    assert len(list((inside / "half" / "parts").iterdir())) == 4

@@ -25,7 +25,8 @@ from sfumato.metrics import (
     reference_features,
 )
 from sfumato.metrics.classifier import SmallClassifier, train_classifier
-from sfumato.metrics.features import digest, reference_rows, subset
+from sfumato.metrics.features import reference_rows, subset
+from sfumato.weights import digest
 
 RNG = np.random.default_rng(7)
 

@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
-from torch import Tensor
+from torch import Tensor, nn
 
 from sfumato.errors import InputError
 from sfumato.files import atomic, atomic_write, make_folder
@@ -57,7 +57,7 @@ def write(folder: Path, tensors: Mapping[str, Tensor], description: Mapping[str,
 def write_tensors(file: Path, tensors: Mapping[str, Tensor], description: Mapping[str, Any]) -> None:
     """One safetensors file, in one piece, with its description and checksum in the header."""
     plain = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
-    header = {"sfumato": json.dumps(description), "sha256": _digest(plain, description)}
+    header = {"sfumato": json.dumps(description), "sha256": checksum(plain, description)}
     make_folder(file.parent)
     with atomic(file) as beside:
         save_file(plain, beside, header)
@@ -82,14 +82,21 @@ def read(file: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
         description = json.loads(header["sfumato"])
     except json.JSONDecodeError:
         description = None
-    if not isinstance(description, dict) or header.get("sha256") != _digest(tensors, description):
+    if not isinstance(description, dict) or header.get("sha256") != checksum(tensors, description):
         raise InputError(f"{file} was changed or damaged after it was written (checksum): train or copy it again")
     return tensors, description
 
 
-def _digest(tensors: Mapping[str, Tensor], description: Mapping[str, Any]) -> str:
-    digest = hashlib.sha256(json.dumps(description, sort_keys=True).encode())
-    for name in sorted(tensors):
-        digest.update(f"{name}\0{tensors[name].dtype}\0{tuple(tensors[name].shape)}\0".encode())
-        digest.update(tensors[name].contiguous().flatten().view(torch.uint8).numpy().data)
-    return digest.hexdigest()
+def digest(network: nn.Module | None) -> str:
+    """16 hex digits that tell the weights of one network from those of another."""
+    return checksum({} if network is None else network.state_dict())[:16]
+
+
+def checksum(tensors: Mapping[str, Tensor], description: Any = None) -> str:
+    """The SHA-256 of names, number types, shapes and bytes, and of a description (JSON values) that goes with them."""
+    found = hashlib.sha256(json.dumps(description, sort_keys=True).encode())
+    for name, tensor in sorted(tensors.items()):
+        found.update(f"{name}\0{tensor.dtype}\0{tuple(tensor.shape)}\0".encode())
+        plain = tensor.detach().cpu().contiguous().flatten()
+        found.update(plain.view(torch.uint8).numpy().data if plain.numel() else b"")
+    return found.hexdigest()

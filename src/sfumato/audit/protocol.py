@@ -21,15 +21,15 @@ from torch import Tensor
 from sfumato.attacks import ATTACKS, standard, verified
 from sfumato.attacks.ensemble import MEMBERS
 from sfumato.attacks.losses import margin
-from sfumato.audit.parts import Part, Store
 from sfumato.audit.plan import EASY, HARD, MEMBER_SHARES, OTHERWISE, check_settings, main_attack, plan
 from sfumato.audit.probes import PROBED, probe
 from sfumato.audit.results import Audit, Member, Outcome, Pictured
-from sfumato.audit.stamp import classifier_hash, stamp
 from sfumato.audit.unnoticed import measured, together
 from sfumato.classifiers import BudgetExceeded, Classifier, match_labels
+from sfumato.classifiers.stamp import classifier_hash, stamp
 from sfumato.data import ImageSet
 from sfumato.errors import InputError
+from sfumato.parts import Part, Store
 
 BATCH = 64  # images in a part: what a kill can lose of one attack
 PICTURED = 10  # images in the report

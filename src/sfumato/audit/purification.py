@@ -7,23 +7,22 @@ is not done again for another purifier. ``report["purification"]`` is the report
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Callable, Mapping
 from dataclasses import asdict
 from importlib.resources import files
 from pathlib import Path
 from typing import Any
 
-import torch
 from torch import Tensor
 
 from sfumato.audit import figures
-from sfumato.audit.parts import Part, Store
 from sfumato.audit.results import Audit
-from sfumato.audit.stamp import stamp
 from sfumato.classifiers import Classifier
+from sfumato.classifiers.stamp import stamp
 from sfumato.data import ImageSet
 from sfumato.defences import Effort, Purification, Purifier, purification_protocol
+from sfumato.parts import Part, Store
+from sfumato.weights import digest
 
 FOLDER = "purification"
 Progress = Callable[[int, int], None]
@@ -62,7 +61,7 @@ def audit_purification(
     identity = {
         "classifier": audited.classifier_hash, "data": data.fingerprint(), "count": len(rows), "norm": audited.norm,
         "eps": audited.eps, "seed": audited.seed, "effort": asdict(effort), "stamp": stamp(classifier),
-        "purifier": [_hash(purifier), purifier.sigma, purifier.steps, purifier.sampler],
+        "purifier": [digest(purifier.network), repr(purifier.ladder), purifier.sigma, purifier.steps, purifier.sampler],
     }  # fmt: skip
     store = Store(None if out is None else Path(out) / FOLDER, identity)
 
@@ -131,13 +130,3 @@ def lines(report: Mapping[str, Any]) -> list[str]:
         "",
     ]
     return [*found, *report["says"]]
-
-
-def _hash(purifier: Purifier) -> str:
-    digest = hashlib.sha256(repr(purifier.ladder).encode())
-    for name, tensor in sorted({} if purifier.network is None else purifier.network.state_dict().items()):
-        digest.update(f"{name}\0{tensor.dtype}\0{tuple(tensor.shape)}\0".encode())
-        digest.update(
-            tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().data if tensor.numel() else b""
-        )
-    return digest.hexdigest()[:16]

@@ -7,9 +7,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from sfumato.audit.parts import Part
 from sfumato.classifiers import Classifier
 from sfumato.classifiers.accuracy import Accuracy
+from sfumato.parts import Part
 
 
 def measured(classifier: Classifier, x: Tensor, y: Tensor, ids: Tensor, seed: int) -> Part:

@@ -12,6 +12,7 @@ from sfumato.cli.console import (
     DataOption,
     DeviceOption,
     FitOption,
+    Interrupted,
     JsonOption,
     SeedOption,
     SizeOption,
@@ -19,6 +20,7 @@ from sfumato.cli.console import (
     counting,
     load_images,
     read_size,
+    say,
     show,
 )
 from sfumato.errors import InputError
@@ -33,7 +35,7 @@ def certify(
     sigma: Annotated[
         float, typer.Option("--sigma", help="Standard deviation of the noise, of pixels in [0, 1]: 0.12 to 1.")
     ],
-    out: Annotated[Path, typer.Option("-o", "--out", help="Folder for the curve, the table and each image's result.")],
+    out: Annotated[Path, typer.Option("-o", "--out", help="Folder for the curve, the table and each image's result; half done, it goes on.")],
     generator: Annotated[
         str | None,
         typer.Option(
@@ -87,12 +89,15 @@ def certify(
     model = None if generator is None else Generator.from_pretrained(generator, device)
     wanted = pixels or found.size or (None if model is None else model.ladder.size)
     images = load_images(data, wanted, fit, "test")
-    with counting(f"certifying {classifier}") as progress:
-        made = certify_data(
-            found, images, generator=model, sigma=sigma, radii=distances, mode=mode, alpha=alpha, n0=selection, n=samples,
-            count=count, attacked=attacked, seed=seed, batch_size=batch_size, names=(classifier, generator or ""),
-            progress=progress,
-        )  # fmt: skip
+    try:
+        with counting(f"certifying {classifier}") as progress:
+            made = certify_data(
+                found, images, generator=model, sigma=sigma, radii=distances, mode=mode, alpha=alpha, n0=selection,
+                n=samples, count=count, attacked=attacked, seed=seed, batch_size=batch_size, out=out,
+                names=(classifier, generator or ""), progress=progress, remark=say,
+            )  # fmt: skip
+    except KeyboardInterrupt:
+        raise Interrupted("stopped: the same command goes on from there") from None
     made.save(out)
     show([*_lines(made.report), "", f"picture: {out / PICTURE}"], {**made.report, "out": str(out)}, as_json)
 

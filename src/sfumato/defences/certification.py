@@ -30,6 +30,7 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -37,7 +38,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from sfumato import weights
 from sfumato.classifiers import Accuracy, match_labels
+from sfumato.classifiers.stamp import classifier_hash, stamp
 from sfumato.defences.certificates import (
     ABSTAIN,
     Certificate,
@@ -52,6 +55,7 @@ from sfumato.defences.smoothed_attack import attack_smoothed
 from sfumato.defences.smoothing import certify
 from sfumato.errors import InputError
 from sfumato.files import atomic_write, finite, make_folder
+from sfumato.parts import Part, Store
 
 if TYPE_CHECKING:
     from sfumato.classifiers import Classifier
@@ -61,6 +65,11 @@ if TYPE_CHECKING:
 SCHEMA = "sfumato.certificates/1"
 RESULT, ARRAYS, PICTURE = "certificates.json", "certificates.npz", "certificates.png"
 STEPS, DRAWS = 20, 16  # of the attack
+PART = 25  # images in a part: what a kill can lose
+COLUMNS = {
+    "label": torch.int64, "selected": torch.int64, "radius": torch.float64, "p_lower": torch.float64, "hits": torch.int64,
+    "n": torch.int64, "selection": torch.int64,
+}  # fmt: skip
 Progress = Callable[[int, int], None]
 
 
@@ -88,16 +97,13 @@ class Certification:
 
     def arrays(self) -> dict[str, np.ndarray]:
         """What ``certificates.npz`` holds."""
-        each = self.certificates
-        named = ("selected", "radius", "p_lower", "hits", "n", "selection")
-        said = {True: 1, False: -1, None: 0}
+        found = {name: column.numpy() for name, column in _columns(self.certificates).items()}
         return {
             "row": self.rows.astype(np.int64),
             "label": self.labels.numpy(),
-            "predicted": np.array([c.label for c in each]),
-            **{name: np.array([getattr(c, name) for c in each]) for name in named},
-            "radii": np.array(each[0].radii),
-            "verdicts": np.array([[said[v] for v in c.verdicts] for c in each], np.int8),
+            "predicted": found.pop("label"),
+            **found,
+            "radii": np.array(self.certificates[0].radii),
             "fell": self.fell.numpy(),
         }
 
@@ -118,7 +124,9 @@ def certify_data(
     seed: int = 0,
     batch_size: int | None = None,
     names: tuple[str, str] = ("classifier", "generator"),
+    out: str | Path | None = None,
     progress: Progress | None = None,
+    remark: Callable[[str], None] | None = None,
 ) -> Certification:
     """Certify images of ``data``, and attack the first of them.
 
@@ -131,13 +139,13 @@ def certify_data(
         sigma, radii, n0, n, alpha, mode, batch_size: as for ``certify``.
         seed: of the draw, the noise and the attack.
         names: of classifier and generator, for the report.
+        out: folder of the results, whose ``parts`` keep what is done: the same call goes on after it was stopped.
         progress: called with (images done, images in all); one that is attacked counts twice.
+        remark: called with a sentence where some were done before.
 
     Raises:
         InputError: as ``certify``, ``check_fit`` and ``match_labels``.
     """
-    from sfumato.audit.stamp import classifier_hash, stamp
-
     if count < 1 or attacked < 0:
         raise InputError(f"-n {count} and {attacked} attacked: give 1 or more images, and 0 or more of them to attack")
     denoise = None if generator is None else generator.denoise
@@ -147,28 +155,48 @@ def certify_data(
     rows = np.random.RandomState(seed % 2**32).permutation(len(data))[:count]  # these numbers never change
     y = match_labels(classifier, data)[torch.from_numpy(rows)]
     x = data.pixels(rows).to(classifier.device)
-    before, began, few = classifier.forwards, time.perf_counter(), min(attacked, len(x))
+    few = min(attacked, len(x))
+    marks = {**stamp(classifier), "denoiser": None if generator is None else _number_type(generator)}
+    chosen = {"sigma": sigma, "mode": mode, "alpha": alpha, "n0": n0, "n": n}
 
     def told(done: int) -> None:
         if progress is not None:
             progress(done, len(x) + few)
 
-    with classifier.ready():
+    def certify_part(which: slice) -> Part:
+        before, began = classifier.forwards, time.perf_counter()
         found = certify(
-            classifier, x, sigma=sigma, denoise=denoise, radii=radii, n0=n0, n=n, alpha=alpha, mode=mode, seed=seed,
-            ids=torch.from_numpy(rows), batch_size=batch_size, progress=lambda done, _: told(done),
+            classifier, x[which], **chosen, denoise=denoise, radii=radii, seed=seed, ids=torch.from_numpy(rows[which]),
+            batch_size=batch_size, progress=lambda done, _: told(which.start + done),
         )  # fmt: skip
-        passes, between = classifier.forwards - before, time.perf_counter()
-        fell = torch.zeros(0)
-        if few:
-            fell = attack_smoothed(
-                classifier, x[:few], y[:few], sigma=sigma, radii=found[0].radii, denoise=denoise, steps=STEPS,
-                draws=DRAWS, seed=seed, ids=torch.from_numpy(rows[:few]), batch_size=batch_size,
-                progress=lambda done, _: told(len(x) + done),
-            ).fell.cpu()  # fmt: skip
-        seconds = {"certifying": between - began, "attacking": time.perf_counter() - between}
-        marks = {**stamp(classifier), "denoiser": None if generator is None else _number_type(generator)}
+        spent = {"passes": classifier.forwards - before, "seconds": time.perf_counter() - began}
+        return Part(_columns(found), {"radii": found[0].radii, **spent})
+
+    def attack_part(which: slice) -> Part:
+        began = time.perf_counter()
+        fell = attack_smoothed(
+            classifier, x[which], y[which], sigma=sigma, radii=found[0].radii, denoise=denoise, steps=STEPS, draws=DRAWS,
+            seed=seed, ids=torch.from_numpy(rows[which]), batch_size=batch_size,
+            progress=lambda done, _: told(len(x) + which.start + done),
+        ).fell.cpu()  # fmt: skip
+        return Part({"fell": fell}, {"seconds": time.perf_counter() - began})
+
+    with classifier.ready():
         digest = classifier_hash(classifier, x)
+        front = None if generator is None else [weights.digest(generator.denoiser), repr(generator.ladder)]
+        identity = {
+            "classifier": digest, "generator": front, "data": data.fingerprint(), "count": len(rows), **chosen,
+            "radii": None if radii is None else sorted(set(radii)), "seed": seed, "attack": [few, STEPS, DRAWS],
+            "stamp": marks, "batch": batch_size,
+        }  # fmt: skip
+        store = Store(None if out is None else Path(out), identity)
+        certifying = [store.get(f"certify-{s.start}", partial(certify_part, s)) for s in _slices(len(x))]
+        found = [each for part in certifying for each in _certificates(part)]
+        attacking = [store.get(f"attack-{s.start}", partial(attack_part, s)) for s in _slices(few)]
+        store.sweep()
+    if store.found and remark is not None:
+        remark(f"{store.found} of {len(certifying) + len(attacking)} parts were done before")
+    fell = torch.cat([torch.zeros(0), *(part.tensors["fell"] for part in attacking)])
     spent = [each.n + each.selection for each in found]
     labels = y.tolist()
     table = _table(found, labels, fell, x[0].numel(), alpha)
@@ -182,19 +210,45 @@ def certify_data(
         "generator": None if generator is None else names[1],
         "data": {"name": data.name, "split": data.split, "fingerprint": data.fingerprint(), "images": len(found),
                  "of": len(data), "dimensions": x[0].numel()},
-        "smoothing": {"sigma": sigma, "mode": mode, "alpha": alpha, "n0": n0, "n": n},
+        "smoothing": chosen,
         "table": table,
-        "curve": {"radius": steps.tolist(), **_columns(curve)},
+        "curve": {"radius": steps.tolist(), **_shares(curve)},
         "abstained": sum(each.label == ABSTAIN for each in found),
-        "draws": {"median": float(np.median(spent)), "p95": float(np.quantile(spent, 0.95)), "passes": passes},
+        "draws": {"median": float(np.median(spent)), "p95": float(np.quantile(spent, 0.95)),
+                  "passes": sum(part.numbers["passes"] for part in certifying)},
         "attack": {"images": few, "steps": STEPS, "draws": DRAWS, "contradictions": _contradictions(found, labels, fell)}
         if few
         else None,
         "stamp": marks,
-        "seconds": seconds,
+        "seconds": {"certifying": sum(part.numbers["seconds"] for part in certifying),
+                    "attacking": sum(part.numbers["seconds"] for part in attacking)},
         "written": datetime.now(UTC).isoformat(timespec="seconds"),
     }  # fmt: skip
     return Certification(report, found, rows, y, fell)
+
+
+def _slices(count: int) -> list[slice]:
+    return [slice(start, min(start + PART, count)) for start in range(0, count, PART)]
+
+
+def _columns(found: Sequence[Certificate]) -> dict[str, Tensor]:
+    """Certificates as tensors: (N,) each, verdicts (N, radii) as 1, -1 and, for undecided, 0."""
+    said = {True: 1, False: -1, None: 0}
+    columns = {
+        name: torch.tensor([getattr(each, name) for each in found], dtype=kind) for name, kind in COLUMNS.items()
+    }
+    verdicts = torch.tensor([[said[verdict] for verdict in each.verdicts] for each in found], dtype=torch.int8)
+    return {**columns, "verdicts": verdicts}
+
+
+def _certificates(part: Part) -> list[Certificate]:
+    """The inverse of ``_columns``."""
+    meant = {1: True, -1: False, 0: None}
+    columns = {name: part.tensors[name].tolist() for name in (*COLUMNS, "verdicts")}
+    verdicts = [tuple(meant[said] for said in row) for row in columns.pop("verdicts")]
+    radii = tuple(part.numbers["radii"])
+    rows = (dict(zip(columns, row, strict=True)) for row in zip(*columns.values(), strict=True))
+    return [Certificate(**row, radii=radii, verdicts=said) for row, said in zip(rows, verdicts, strict=True)]
 
 
 def _table(
@@ -234,7 +288,7 @@ def _contradictions(found: list[Certificate], labels: list[int], fell: Tensor) -
     return sum(each.label == label and at <= each.radius for each, label, at in pairs)
 
 
-def _columns(curve: list[Accuracy]) -> dict[str, list[float]]:
+def _shares(curve: list[Accuracy]) -> dict[str, list[float]]:
     rows = [point.to_json() for point in curve]
     return {key: [row[key] for row in rows] for key in ("accuracy", "low", "high")}
 

@@ -7,7 +7,6 @@
 from __future__ import annotations
 
 import copy
-import hashlib
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import replace
 from pathlib import Path
@@ -30,6 +29,7 @@ from sfumato.defences.adversarial_training import FAST_STEP, METHODS, Threat, ma
 from sfumato.errors import InputError
 from sfumato.generator import Generator
 from sfumato.samplers import mix_seed
+from sfumato.weights import digest
 
 GUARD_EVERY = 50  # steps between two looks at the held-out images
 GUARD_IMAGES = 128
@@ -163,15 +163,6 @@ def check_trainable(classifier: Classifier) -> None:
     if classifier.mean is None or classifier.size is None or classifier.channels is None:
         raise InputError("a classifier is hardened and saved with its mean, std, size and channels: give all four to "
                          "Classifier(...)")  # fmt: skip
-
-
-def digest(module: nn.Module | None) -> str:
-    """16 hex digits that tell the weights of one module from those of another."""
-    found = hashlib.sha256()
-    for name, tensor in module.state_dict().items() if module is not None else ():
-        found.update(name.encode())
-        found.update(tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().data)
-    return found.hexdigest()[:16]
 
 
 class HardeningRun(Run):

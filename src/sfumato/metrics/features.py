@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from sfumato import weights
 from sfumato.data.cache import cache_folder
@@ -73,7 +73,7 @@ def classifier_space(train: ImageSet, device: torch.device) -> FeatureSpace:
     model.load_state_dict(cached_tensors(description, lambda: classifier.train_classifier(train, device).state_dict()))
     model = model.eval().requires_grad_(False).to(device, memory_format=torch.channels_last)  # type: ignore[call-overload]
     return FeatureSpace(
-        "classifier", digest(model), classifier.FEATURES, model.features, device, limit=100_000, head=model.head
+        "classifier", weights.digest(model), classifier.FEATURES, model.features, device, limit=100_000, head=model.head
     )
 
 
@@ -85,7 +85,7 @@ def effnet_space(train: ImageSet, device: torch.device) -> FeatureSpace:
     wheels are missing.
     """
     model = effnet.EfficientNetLite0().to(device, memory_format=torch.channels_last)  # type: ignore[call-overload]
-    return FeatureSpace("effnet-lite0", digest(model), effnet.DIMENSION, model.features, device, limit=5_000)
+    return FeatureSpace("effnet-lite0", weights.digest(model), effnet.DIMENSION, model.features, device, limit=5_000)
 
 
 def reference_features(space: FeatureSpace, images: ImageSet) -> Tensor:
@@ -114,15 +114,6 @@ def subset(images: ImageSet, rows: np.ndarray) -> ImageSet:
     labels = None if images.labels is None else images.labels[rows]
     captions = None if images.captions is None else tuple(images.captions[row] for row in rows)
     return ImageSet(images.images[rows], labels, images.classes, images.name, images.split, captions)
-
-
-def digest(model: nn.Module) -> str:
-    """16 hex digits of the SHA-256 of a network's weights."""
-    found = hashlib.sha256()
-    for name, tensor in sorted(model.state_dict().items()):
-        found.update(name.encode())
-        found.update(tensor.detach().cpu().contiguous().numpy().tobytes())
-    return found.hexdigest()[:16]
 
 
 # -- the cache ----------------------------------------------------------------------------------------------------

@@ -24,12 +24,12 @@ from sfumato.metrics.features import (
     FEATURES,
     FeatureSpace,
     cached_tensors,
-    digest,
     reference_features,
     reference_rows,
     subset,
 )
 from sfumato.training import contrastive
+from sfumato.weights import digest
 
 if TYPE_CHECKING:
     from sfumato.data import ImageSet

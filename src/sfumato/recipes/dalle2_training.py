@@ -20,7 +20,6 @@ from sfumato.config import preset as config_of
 from sfumato.data import ImageSet, load
 from sfumato.devices import find_device
 from sfumato.errors import InputError
-from sfumato.metrics.features import digest
 from sfumato.recipes.dalle2 import NAME, PARTS, Embedding, Stored
 from sfumato.recipes.prior import prior_steps
 from sfumato.recipes.registry import CONFIG, RECIPES, PartProgress, in_turn
@@ -28,6 +27,7 @@ from sfumato.resume import STATE
 from sfumato.training import Progress, training_steps
 from sfumato.training.budget import Budget
 from sfumato.training.contrastive import captions_of, contrastive_steps
+from sfumato.weights import digest
 
 SHARES = dict(zip(PARTS, (0.1, 0.15, 0.75), strict=True))  # of the budget
 DEFAULTS = {

@@ -1,4 +1,4 @@
-"""The parts of an audit on disk: each is written whole as soon as it is done, so that a stopped audit goes on from there."""
+"""Long work in parts on disk: each is written whole as soon as it is done, so that work that was stopped goes on from there."""
 
 from __future__ import annotations
 
@@ -18,18 +18,18 @@ FOLDER = "parts"
 
 
 class Part(NamedTuple):
-    """What one step of an audit found."""
+    """What one step of an audit or a certification found."""
 
     tensors: dict[str, Tensor]
     numbers: dict[str, Any]  # JSON values
 
 
 class Store:
-    """The parts by name: in the folder ``parts`` of the report, or in memory alone.
+    """The parts by name: in the folder ``parts`` of the results, or in memory alone.
 
     Args:
-        folder: of the report; None keeps nothing.
-        identity: all that the parts depend on. It is in the names of their files: those of another audit are never read.
+        folder: of the results; None keeps nothing.
+        identity: all that the parts depend on. It is in the names of their files: those of other work are never read.
     """
 
     def __init__(self, folder: Path | None, identity: Mapping[str, Any]) -> None:
@@ -55,7 +55,7 @@ class Store:
         return part
 
     def sweep(self) -> None:
-        """Remove what other audits left in this folder."""
+        """Remove what other work left in this folder."""
         if self.folder is None:
             return
         for file in self.folder.glob("*-????????????????.safetensors"):
