@@ -122,6 +122,7 @@ class Bars(torch.nn.Module):
 def build():
     return Classifier(Bars(), labels={NAMES!r}, size=(8, 8), channels=1)
 """
+NUMBERS = ("average", "worst", "majority")
 EFFORT = {"steps": 3, "draws": 2, "fixed_steps": 3, "targets": 1, "submissions": 4}
 
 
@@ -196,8 +197,24 @@ def test_audit_behind_a_purifier(
     for each in (report, other):
         assert each.pop("seconds") and each.pop("written")
     assert other == report
-    # Another purifier: only its own parts are left, and the bare audit's are kept.
-    assert sfumato(*words, *more, "--purify-sigma", "0.2", "--purify-steps", "1").status == 0
+    # Another purifier, beside the first: only its own parts are left, and the bare audit's are kept.
+    (inside / "old.json").write_text((inside / "report" / "report.json").read_text())
+    changed = sfumato(*words, *more, "--purify-sigma", "0.2", "--purify-steps", "1", "--baseline", "old.json")
+    assert changed.status == 0 and "Behind a purifier, the baseline and now:" in changed.out
+    now = json.loads((inside / "report" / "report.json").read_text())
+    rows = now["baseline"]["purification"]["rows"]
+    assert [row["before"] for row in rows[:3]] == [report["purification"]["robust"][k] for k in NUMBERS]
+    assert [row["now"] for row in rows[:3]] == [now["purification"]["robust"][k] for k in NUMBERS]
+    fixed = rows[3]
+    assert (fixed["before"], fixed["now"]) == tuple(r["purification"]["fixed"]["robust"] for r in (report, now))
+    assert "behind a purifier, under all attacks" in (inside / "report" / "report.html").read_text()
+    # A purifier in the baseline alone is said; a broken entry of it is no baseline.
+    bare = sfumato(*words, "--baseline", "old.json")
+    assert bare.status == 0 and "give --purify to compare that" in bare.out
+    (inside / "old.json").write_text(
+        json.dumps({**report, "seconds": {}, "written": "", "purification": {"robust": 1}})
+    )
+    assert "lacks a proper 'purification'" in sfumato(*words, "--baseline", "old.json").sentence
     assert len(list((inside / "report" / "purification" / "parts").iterdir())) == 2 * 7 + 1
 
 

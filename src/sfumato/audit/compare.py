@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +14,13 @@ from sfumato.audit.summary import SCHEMA
 from sfumato.errors import InputError
 
 REPORT, SAMPLES = "report.json", "samples.npz"
+PURIFIED: dict[str, Callable[[Mapping[str, Any]], Any]] = {
+    "average over draws of the noise": lambda it: it["robust"]["average"],
+    "right every time": lambda it: it["robust"]["worst"],
+    "majority of the votes": lambda it: it["robust"]["majority"],
+    "noise known to the attacker": lambda it: it["fixed"]["robust"],
+}
+"""The four numbers of a defence that is random, under all attacks; see ``defences/purification_protocol.py``."""
 
 
 def read_report(path: str | Path) -> dict[str, Any]:
@@ -61,7 +68,9 @@ def compare(
         ``name``, ``hash``, ``clean``, ``robust``, ``attacks``, ``curve`` and ``classes`` of the old audit; ``gain`` (new
         minus old robust accuracy); ``paired`` where both audited the same images under the same threat: how many each
         alone stands (``only_new``, ``only_old``), ``both``, ``neither``, and ``p`` of McNemar's exact test that they are
-        equally robust; ``remarks``, sentences about what cannot be compared; ``sentence``, the result.
+        equally robust; ``purification``, what a purifier in front leaves in either audit under all attacks, as rows of
+        ``title``, ``before`` and ``now`` with the ``model`` of the old one, where both had one and were attacked alike;
+        ``remarks``, sentences about what cannot be compared; ``sentence``, the result.
     """
     remarks = []
     same_data = all(new["data"][key] == old["data"].get(key) for key in ("fingerprint", "split"))
@@ -80,6 +89,12 @@ def compare(
         remarks.append(
             "The baseline's samples.npz is missing or holds other images: only the intervals can be compared."
         )
+    washed = None
+    if old.get("purification") and new.get("purification"):
+        if same_data and same_threat:
+            washed = _purification(new["purification"], old["purification"])
+    elif old.get("purification"):
+        remarks.append("The baseline was also audited behind a purifier: give --purify to compare that.")
     gain = new["robust"]["accuracy"] - old["robust"]["accuracy"]
     change = f"{abs(100 * gain):.1f} points {'more' if gain > 0 else 'less'}" if gain else "the same"
     sentence = f"Robust accuracy {new['robust']['accuracy']:.1%} against {old['robust']['accuracy']:.1%} of the baseline, {change}"
@@ -92,6 +107,7 @@ def compare(
         **{key: old[key] for key in ("clean", "robust", "attacks", "curve", "classes")},
         "gain": gain,
         "paired": paired,
+        "purification": washed,
         "remarks": remarks,
         "sentence": f"{sentence}.",
     }
@@ -117,6 +133,11 @@ def _paired(new: Mapping[str, np.ndarray], old: Mapping[str, np.ndarray]) -> dic
     }
 
 
+def _purification(new: Mapping[str, Any], old: Mapping[str, Any]) -> dict[str, Any]:
+    rows = [{"title": title, "before": of(old), "now": of(new)} for title, of in PURIFIED.items()]
+    return {"model": str(old["model"]), "images": [old["images"], new["images"]], "rows": rows}
+
+
 def _wrong(report: Mapping[str, Any]) -> str:
     """The first entry that a comparison needs and does not find as it should be; "" when all are there."""
     for key in ("data", "threat", "classifier"):
@@ -139,6 +160,13 @@ def _wrong(report: Mapping[str, Any]) -> str:
     classes = report.get("classes")
     if not isinstance(classes, list) or not all(isinstance(c, dict) and _accuracy(c.get("robust")) for c in classes):
         return "classes"
+    washed = report.get("purification")
+    if washed is not None:
+        try:
+            if not all(_accuracy(of(washed)) for of in PURIFIED.values()) or not {"model", "images"} <= set(washed):
+                return "purification"
+        except (KeyError, TypeError):
+            return "purification"
     curve = report.get("curve")
     if curve is not None:
         lists = [curve.get(key) for key in ("eps", "accuracy", "low", "high")] if isinstance(curve, dict) else [None]

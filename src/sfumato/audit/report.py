@@ -56,10 +56,10 @@ def write_report(
     checks = check_all(audit)
     report = summarise(audit, checks, min_robust_accuracy)
     arrays = samples(audit)
+    report["purification"] = None if purification is None else purification.report
     report["baseline"] = (
         None if old is None or baseline is None else compare(report, arrays, old, read_samples(baseline))
     )
-    report["purification"] = None if purification is None else purification.report
     if purification is not None:
         arrays |= {f"purification.{name}": array for name, array in purification.arrays.items()}
     report["seconds"] = {

@@ -164,6 +164,9 @@ def _lines(report: Mapping[str, Any], out: Path) -> list[str]:
         lines += ["", *purification_lines(report["purification"])]
     if report["baseline"]:
         lines += ["", report["baseline"]["sentence"], *report["baseline"]["remarks"]]
+        rows = (report["baseline"]["purification"] or {"rows": ()})["rows"]
+        lines += ["", "Behind a purifier, the baseline and now:"] if rows else []
+        lines += [f"  {r['title']:<31}  {r['before']['accuracy']:>6.1%}  {r['now']['accuracy']:>6.1%}" for r in rows]
     if report["gate"]:
         asked = f"{report['gate']['min_robust_accuracy']:.1%} robust accuracy asked for, at most {report['robust']['high']:.1%} found"
         lines += ["", f"gate {'passed' if report['gate']['passed'] else 'failed'}: {asked} (95% confidence)"]
