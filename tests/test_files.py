@@ -20,7 +20,7 @@ from PIL import Image
 from sfumato import files
 from sfumato.errors import InputError
 from sfumato.files import atomic, atomic_write
-from sfumato.pictures import grid, save, to_bytes
+from sfumato.pictures import grid, named_rows, save, to_bytes
 
 
 @contextmanager
@@ -165,6 +165,19 @@ def test_grid_of_small_images_can_be_seen_and_transparency_is_white() -> None:
     assert grid(np.zeros((1, 200, 200, 3), np.uint8), gap=0).size == (200, 200)
     clear = np.zeros((1, 8, 8, 4), np.uint8)
     assert np.unique(np.asarray(grid(clear))).tolist() == [255]
+
+
+@pytest.mark.parametrize("side", [14, 90])
+def test_names_stand_beside_their_rows(side: int) -> None:
+    names = ["cat", "a blue cat with a very long tail in the rain", "x" * 60]
+    picture = Image.new("RGB", (40, side * len(names)), "red")
+    named = np.asarray(named_rows(picture, names))
+    margin = named.shape[1] - 40
+    assert (named[:, margin:] == (255, 0, 0)).all()
+    inked = [(row < 128).any((1, 2)) for row in np.split(named[:, :margin], len(names))]
+    heights = [int(np.ptp(np.flatnonzero(rows))) for rows in inked]
+    assert all(0 < height < side for height in heights)  # each in its own row
+    assert (heights[1] > 1.5 * heights[0]) == (side == 90)  # in several lines where there is room
 
 
 def test_to_bytes_clips_and_refuses() -> None:

@@ -6,6 +6,7 @@ import io
 import math
 from collections.abc import Sequence
 from pathlib import Path
+from textwrap import wrap
 
 import numpy as np
 import torch
@@ -15,6 +16,7 @@ from torch import Tensor
 from sfumato.errors import InputError
 from sfumato.files import atomic_write
 
+LINE = 12  # pixels, of small text
 TILE = 96  # pixels: small images are enlarged by the largest whole factor that stays within this
 
 _FORMATS = {".png": "PNG", ".jpg": "JPEG", ".jpeg": "JPEG", ".webp": "WEBP"}
@@ -100,15 +102,22 @@ def save(image: Image.Image, path: str | Path) -> None:
     atomic_write(path, encoded.getvalue())
 
 
+def _wrapped(text: str, lines: int) -> list[str]:
+    """The text in at most so many lines of 24 letters; what is left out shows as "~"."""
+    found = wrap(text, 24, max_lines=lines, placeholder=" ~") or [""]
+    return [text[:23] + "~"] if found == ["~"] else found  # a single word that is too long
+
+
 def named_rows(picture: Image.Image, names: Sequence[str]) -> Image.Image:
-    """The class names to the left of the rows."""
+    """The class names or prompts to the left of the rows, in as many lines as a row has room for."""
     font = ImageFont.load_default()
-    short = [name if len(name) <= 24 else name[:23] + "~" for name in names]
-    short = [name.encode("ascii", "replace").decode() for name in short]  # Pillow's own font knows little more
-    margin = int(max(font.getlength(name) for name in short)) + 12
+    height = picture.height / len(names)
+    plain = [name.encode("ascii", "replace").decode() for name in names]  # Pillow's own font knows little more
+    lines = [_wrapped(name, max(1, int(height) // LINE)) for name in plain]
+    margin = int(max(font.getlength(line) for each in lines for line in each)) + 12
     named = Image.new(picture.mode, (picture.width + margin, picture.height), "white")
     named.paste(picture, (margin, 0))
-    for row, name in enumerate(short):
-        y = round((row + 0.5) * picture.height / len(short))
-        ImageDraw.Draw(named).text((6, y - 6), name, fill="black", font=font)
+    for row, each in enumerate(lines):
+        top = round((row + 0.5) * height - LINE * len(each) / 2)
+        ImageDraw.Draw(named).multiline_text((6, top), "\n".join(each), fill="black", font=font, spacing=1)
     return named
