@@ -64,6 +64,22 @@ def test_harden_writes_what_changed(sfumato: Command, inside: Path, clf: Path, m
     assert fresh == {**found, "boundary": "it was not asked for"}
 
 
+def test_the_audit_of_a_hardened_classifier_finds_that_of_the_one_it_came_from(
+    sfumato: Command, inside: Path, clf: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(smoothness, "picture", lambda *_, **__: "it was not asked for")
+    assert sfumato("harden", clf, *HOW, "--out", "clf2").status == 0
+    how = ("--data", "digits", "-n", "12", "--screening", "--device", "cpu", "--json")
+    for place, eps in (("far", "0.05"), ("report", "0.1")):
+        made = sfumato("audit", clf, *how, "--eps", eps, "-o", place)
+        assert made.status == 0 and json.loads(made.out)["baseline"] is None, made.err
+    second = sfumato("audit", "clf2", *how, "--eps", "0.1", "-o", "report2")
+    assert second.status == 0 and "report/report.json" in second.err
+    assert json.loads(second.out)["baseline"]["name"] == str(clf)
+    alone = sfumato("audit", "clf2", *how, "--eps", "0.02", "-o", "report3")  # another threat: nothing to show beside
+    assert alone.status == 0 and json.loads(alone.out)["baseline"] is None
+
+
 def test_a_killed_hardening_goes_on(sfumato: Command, inside: Path, clf: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Generated images are drawn first, and not again; then kill -9 in the training, and the same command."""
     model = generator(inside / "gen")

@@ -8,7 +8,7 @@
 
 from __future__ import annotations
 
-from sfumato.audit.compare import compare, read_report
+from sfumato.audit.compare import compare, find_baseline, read_report
 from sfumato.audit.demonstration import Demonstration, demonstrate
 from sfumato.audit.flags import FLAGS, Check, check_all
 from sfumato.audit.plan import PROTOCOLS
@@ -19,6 +19,6 @@ from sfumato.audit.results import Audit, Outcome
 from sfumato.audit.summary import SCHEMA, summarise
 
 __all__ = [
-    "FLAGS", "PROTOCOLS", "SCHEMA", "Audit", "Check", "Demonstration", "Outcome", "audit", "audit_purification", "check_all", "compare",
-    "demonstrate", "read_report", "summarise", "write_report",
+    "FLAGS", "PROTOCOLS", "SCHEMA", "Audit", "Check", "Demonstration", "Outcome", "audit", "audit_purification", "check_all",
+    "compare", "demonstrate", "find_baseline", "read_report", "summarise", "write_report",
 ]  # fmt: skip

@@ -5,15 +5,18 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Callable, Mapping
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from sfumato.audit.results import Audit
 from sfumato.audit.summary import SCHEMA
 from sfumato.errors import InputError
 
 REPORT, SAMPLES = "report.json", "samples.npz"
+DATA = ("fingerprint", "split")  # what makes data the same
 PURIFIED: dict[str, Callable[[Mapping[str, Any]], Any]] = {
     "average over draws of the noise": lambda it: it["robust"]["average"],
     "right every time": lambda it: it["robust"]["worst"],
@@ -46,6 +49,24 @@ def read_report(path: str | Path) -> dict[str, Any]:
     return found
 
 
+def find_baseline(out: str | Path, weights: str, audited: Audit) -> Path | None:
+    """The newest report beside the folder ``out`` that is of a classifier with these weights, under the same threat.
+
+    Args:
+        out: folder of the audit's own report.
+        weights: of the classifier that the audited one was hardened from, as ``weights.digest`` gives them.
+        audited: whose data and threat the report must share.
+    """
+    found = []
+    for file in Path(out).absolute().parent.glob(f"*/{REPORT}"):
+        with suppress(InputError, OSError):
+            report = read_report(file)
+            known = (report["classifier"].get("weights"), report["threat"], *(report["data"].get(key) for key in DATA))
+            if known == (weights, {"norm": audited.norm, "eps": audited.eps}, *(audited.data[key] for key in DATA)):
+                found.append((file.stat().st_mtime_ns, file))
+    return max(found)[1] if found else None
+
+
 def read_samples(path: str | Path) -> dict[str, np.ndarray] | None:
     """The ``samples.npz`` beside a report; None where it is missing or damaged."""
     folder = Path(path) if Path(path).is_dir() else Path(path).parent
@@ -73,7 +94,7 @@ def compare(
         ``remarks``, sentences about what cannot be compared; ``sentence``, the result.
     """
     remarks = []
-    same_data = all(new["data"][key] == old["data"].get(key) for key in ("fingerprint", "split"))
+    same_data = all(new["data"][key] == old["data"].get(key) for key in DATA)
     same_threat = new["threat"] == old["threat"]
     if not same_threat:
         remarks.append(f"The baseline was attacked in {old['threat']['norm']} with eps {old['threat']['eps']:g}: "

@@ -18,6 +18,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from sfumato import weights
 from sfumato.attacks import ATTACKS, standard, verified
 from sfumato.attacks.ensemble import MEMBERS
 from sfumato.attacks.losses import margin
@@ -95,6 +96,7 @@ def audit(
     return Audit(
         name=name,
         classifier_hash=digest,
+        weights=weights.digest(classifier.module),
         labels=classifier.labels,
         data={"name": data.name, "split": data.split, "fingerprint": data.fingerprint(), "of": len(data)},
         norm=norm,

@@ -89,6 +89,7 @@ class Audit:
 
     name: str
     classifier_hash: str
+    weights: str  # of them alone, as a classifier that is hardened keeps them of the one it came from
     labels: tuple[str, ...]
     data: dict[str, Any]
     norm: str

@@ -4,7 +4,7 @@ Schema ``sfumato.audit/1``. All accuracies are ``{accuracy, low, high, correct, 
 Clopper and Pearson; all sizes are in units of pixels in [0, 1].
 
 * ``schema``, ``verdict`` (one sentence), ``protocol`` (standard, screening or black-box), ``seed``
-* ``classifier``: ``name``, ``hash`` (of weights, preprocessing and answers), ``classes``, ``labels``
+* ``classifier``: ``name``, ``hash`` (of weights, preprocessing and answers), ``weights`` (of them alone), ``classes``, ``labels``
 * ``data``: ``name``, ``split``, ``fingerprint``, ``images`` (audited), ``of`` (in the split)
 * ``threat``: ``norm``, ``eps``
 * ``clean``, ``robust``: accuracies without an attack, and of the worst case of each image
@@ -58,6 +58,7 @@ def summarise(audit: Audit, checks: list[Check], min_robust_accuracy: float | No
         "classifier": {
             "name": audit.name,
             "hash": audit.classifier_hash,
+            "weights": audit.weights,
             "classes": len(audit.labels),
             "labels": list(audit.labels),
         },

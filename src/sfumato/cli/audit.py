@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -58,7 +59,11 @@ def audit(
     ] = None,
     baseline: Annotated[
         Path | None,
-        typer.Option("--baseline", help="The report.json of another audit, to show beside.", show_default=False),
+        typer.Option(
+            "--baseline",
+            help="The report.json of another audit, to show beside. Default: of what CLF was hardened from, if near.",
+            show_default=False,
+        ),
     ] = None,
     purify: Annotated[
         str | None,
@@ -93,7 +98,7 @@ def audit(
         raise InputError(f"--purified {purified} leaves nothing to attack: give 1 or more")
     check_folder(out)
     from sfumato.audit import audit as run
-    from sfumato.audit import audit_purification, read_report, write_report
+    from sfumato.audit import audit_purification, find_baseline, read_report, write_report
     from sfumato.classifiers import find_classifier
 
     if baseline is not None:
@@ -124,9 +129,24 @@ def audit(
                 )
     except KeyboardInterrupt:
         raise Interrupted("stopped: the same command goes on from there") from None
+    came_from = None if baseline is not None else _hardened_from(classifier)
+    if came_from and (baseline := find_baseline(out, came_from, audited)):
+        say(f"beside the classifier that this one was hardened from: {baseline.parent.name}/{baseline.name}")
     report = write_report(audited, out, min_robust_accuracy=min_robust_accuracy, baseline=baseline, purification=washed)
     show(_lines(report, out), report, as_json)
     return GATE_FAILED if report["gate"] and not report["gate"]["passed"] else DONE
+
+
+def _hardened_from(classifier: str) -> str | None:
+    """The weights of the classifier that this one was hardened from; None where it was not."""
+    from sfumato.classifiers import read_description
+
+    if not Path(classifier).exists():
+        return None
+    with suppress(InputError):  # no classifier of sfumato's own
+        training = read_description(classifier).get("training")
+        return training.get("from") if isinstance(training, dict) else None
+    return None
 
 
 def _purifier(
