@@ -3,7 +3,7 @@
 * plain: a classifier that never saw noise, smoothed as it is.
 * noise: trained with the noise it is smoothed with (Cohen et al. 2019), for all of the seconds.
 * denoised: the plain classifier behind sfumato's denoiser, one step at the noise level itself.
-* tuned: the same, and the classifier fine-tuned on what the denoiser makes of noisy images.
+* tuned: the same, and the classifier fine-tuned on what the denoiser makes of noisy images (``harden --method denoised``).
 
 The seconds of the last two hold those of the generator: what it leaves is the classifier's, of which fine-tuning takes half.
 Each arm is certified at each sigma on the same test images, up to a radius of two sigma (farther out takes thousands of
@@ -24,27 +24,19 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
-import torch.nn.functional as F
 
 from benchmarks import machine, records
 from benchmarks.features import test_data, training_data
 from benchmarks.trial import FASHION, runs_folder, train_apart
-from sfumato.classifiers import Classifier, evaluate_classifier, load_classifier, save_classifier, training_steps
-from sfumato.classifiers.run import augment
-from sfumato.data import ImageSet
-from sfumato.defences import certified, certify, guaranteed
-from sfumato.defences.smoothing import Denoise
+from sfumato.classifiers import Classifier, evaluate_classifier, load_classifier, training_steps
+from sfumato.defences import certified, certify, guaranteed, hardening_steps
 from sfumato.generator import Generator
-from sfumato.weights import MODEL
 
 NAME = "certificates"
 ARMS = ("plain", "noise", "denoised", "tuned")
 RADII = (0.25, 0.5, 0.75, 1.0)
 SIGMAS = (0.25, 0.5)
 KEYS = ("data", "arm", "sigma", "seconds", "generator_seconds", "seed", "images", "n", "alpha")
-TUNED_FROM = 0.02  # learning rate of fine-tuning, falling to 0; a fifth of that of training
-BATCH = 128
 
 
 def generator_for(seconds: float, seed: int, threads: int, folder: Path, data: str = FASHION) -> Generator:
@@ -64,44 +56,28 @@ def plain_classifier(seconds: float, noise: float, seed: int, folder: Path, data
 
 
 def tuned_classifier(
-    plain: Classifier, denoise: Denoise, sigma: float, seconds: float, seed: int, out: Path, train: ImageSet
+    plain: Classifier, generator: Generator, sigma: float, seconds: float, seed: int, out: Path, data: str
 ) -> Classifier:
-    """The plain classifier trained on for so long, on noisy images as the denoiser gives them; kept in ``out``."""
-    if (out / MODEL).exists():
-        return load_classifier(out, "cpu")
-    module = plain.module
-    assert train.labels is not None and module is not None
-    labels, stream = torch.from_numpy(train.labels), torch.Generator().manual_seed(seed)
-    optimizer = torch.optim.SGD(module.parameters(), lr=TUNED_FROM, momentum=0.9, nesterov=True, weight_decay=5e-4)
-    began = time.perf_counter()
-    while (fraction := (time.perf_counter() - began) / seconds) < 1:
-        for group in optimizer.param_groups:
-            group["lr"] = TUNED_FROM * (1 - fraction)
-        rows = torch.randint(len(train), (BATCH,), generator=stream)
-        x = augment(train.pixels(rows), 1, True, stream)
-        x = denoise(x + sigma * torch.randn(x.shape, generator=stream), sigma)
-        module.train()
-        loss = F.cross_entropy(module(plain.preprocess(x)), labels[rows])
-        optimizer.zero_grad(set_to_none=True)
-        loss.backward()
-        optimizer.step()
-    module.eval()
-    save_classifier(out, plain, {})
+    """The plain classifier trained on for so long, on noisy images as the denoiser gives them."""
+    for _ in hardening_steps(
+        plain, training_data(data), out, method="denoised", eps=sigma, generator=generator, minutes=seconds / 60, seed=seed,
+        test=test_data(data),
+    ):  # fmt: skip
+        pass
     return load_classifier(out, "cpu")
 
 
 def measure(arm: str, sigma: float, chosen: argparse.Namespace, folder: Path) -> dict[str, Any]:
     """Train the arm and certify it: one line of the results."""
     seed, seconds, prefix = chosen.seed, chosen.seconds, _prefix(chosen.data)
-    denoise, rest = None, seconds
+    generator, rest = None, seconds
     if arm in ("denoised", "tuned"):
-        denoise = generator_for(chosen.generator_seconds, seed, chosen.threads, folder, chosen.data).denoise
+        generator = generator_for(chosen.generator_seconds, seed, chosen.threads, folder, chosen.data)
         rest = seconds - chosen.generator_seconds
-    if arm == "tuned":
+    if arm == "tuned" and generator is not None:
         plain = plain_classifier(rest / 2, 0.0, seed, folder, chosen.data)
-        out = folder / f"certificates-{prefix}{seconds:g}s-{chosen.generator_seconds:g}s-tuned{sigma:g}-seed{seed}"
-        assert denoise is not None
-        classifier = tuned_classifier(plain, denoise, sigma, rest / 2, seed, out, training_data(chosen.data))
+        out = folder / f"certificates-{prefix}{seconds:g}s-{chosen.generator_seconds:g}s-denoised{sigma:g}-seed{seed}"
+        classifier = tuned_classifier(plain, generator, sigma, rest / 2, seed, out, chosen.data)
     else:
         classifier = plain_classifier(rest, sigma if arm == "noise" else 0.0, seed, folder, chosen.data)
     data = test_data(chosen.data)
@@ -110,8 +86,8 @@ def measure(arm: str, sigma: float, chosen: argparse.Namespace, folder: Path) ->
     labels = data.labels[rows].tolist()
     began = time.perf_counter()
     found = certify(
-        classifier, data.pixels(rows), sigma=sigma, denoise=denoise, radii=[r for r in RADII if r <= 2 * sigma], n=chosen.n,
-        alpha=chosen.alpha, seed=seed, ids=rows.tolist(),
+        classifier, data.pixels(rows), sigma=sigma, denoise=None if generator is None else generator.denoise,
+        radii=[r for r in RADII if r <= 2 * sigma], n=chosen.n, alpha=chosen.alpha, seed=seed, ids=rows.tolist(),
     )  # fmt: skip
     spent = [each.n + each.selection for each in found]
     shares = {f"{radius:g}": certified(found, labels, radius) for radius in (0.0, *RADII)}

@@ -19,7 +19,7 @@ from sfumato.classifiers.run import Moment, Network
 from sfumato.data import ImageSet, load
 from sfumato.defences import adversarial_training as at
 from sfumato.defences import hardening
-from sfumato.defences.adversarial_training import METHODS, Threat, maximise, trades_loss
+from sfumato.defences.adversarial_training import METHODS, NOISY, Threat, maximise, trades_loss
 from sfumato.errors import InputError
 from sfumato.generator import Generator
 from sfumato.resume import STATE
@@ -256,6 +256,7 @@ def test_a_stopped_hardening_ends_with_the_same_weights(
         "eps": 0.2,
         "epochs": 0.6,
         "steps": 1,
+        "generator": Generator.from_pretrained(generator(tmp_path / "gen"), "cpu") if method == "denoised" else None,
     }
     whole = hardening.harden(clf, "digits", tmp_path / "whole", **how)
     for progress in hardening.hardening_steps(clf, "digits", tmp_path / "parts", **how):
@@ -268,9 +269,39 @@ def test_a_stopped_hardening_ends_with_the_same_weights(
     assert all(torch.equal(before[name], t) for name, t in clf.module.state_dict().items())  # type: ignore[union-attr]
     notes = read_description(tmp_path / "parts")["training"]
     assert notes["hardening"]["method"] == method and notes["steps"] == steps[-1].step
-    assert notes.get("noise") == (0.2 if method == "noise" else None)
+    assert notes.get("noise") == (0.2 if method in NOISY else None)
+    assert ("denoiser" in notes["hardening"]) == (method == "denoised") and "generated" not in notes
     with pytest.raises(InputError, match=r"eps was 0\.2, now 0\.3"):
         hardening.hardening_steps(clf, "digits", tmp_path / "parts", **{**how, "eps": 0.3})
+
+
+def test_method_denoised_trains_on_what_the_denoiser_makes_of_noise(tmp_path: Path, clf: Classifier) -> None:
+    """Behind a denoiser that hides the image nothing can be learnt; behind one that finds it, everything is kept."""
+    model = Generator.from_pretrained(generator(tmp_path / "gen"), "cpu")
+    known = load("digits", split="train").pixels(slice(None))
+    sigmas: list[float] = []
+
+    def blind(x: Tensor, sigma: float) -> Tensor:
+        sigmas.append(sigma)
+        return torch.full_like(x, 0.5)
+
+    def nearest_image(x: Tensor, sigma: float) -> Tensor:
+        return known[torch.cdist(x.flatten(1), known.flatten(1)).argmin(1)]
+
+    how: dict[str, Any] = {
+        "method": "denoised",
+        "norm": "L2",
+        "eps": 0.4,
+        "generator": model,
+        "epochs": 3,
+        "flip": False,
+    }
+    accuracy = []
+    for place, denoise in enumerate((blind, nearest_image)):
+        model.denoise = denoise  # type: ignore[method-assign, assignment]
+        accuracy.append([*hardening.hardening_steps(clf, "digits", tmp_path / str(place), **how, shift=0)][-1].accuracy)
+    assert accuracy[0] < 0.3 and accuracy[1] > 0.9
+    assert sigmas[0] == 1.0 and set(sigmas[1:]) == {0.2}  # a first look at whether it can be used; then half of eps
 
 
 # -- what cannot be -----------------------------------------------------------------------------------------------------
@@ -291,6 +322,7 @@ def test_a_stopped_hardening_ends_with_the_same_weights(
         ({"beta": 0.0}, "beta 0"),
         ({"share": 1.0}, "share 1"),
         ({"shift": 8}, "shift 8"),
+        ({"method": "denoised"}, "give a --generator"),
     ],
 )
 def test_settings_that_cannot_be(tmp_path: Path, clf: Classifier, settings: dict[str, Any], sentence: str) -> None:

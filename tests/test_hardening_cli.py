@@ -80,6 +80,29 @@ def test_the_audit_of_a_hardened_classifier_finds_that_of_the_one_it_came_from(
     assert alone.status == 0 and json.loads(alone.out)["baseline"] is None
 
 
+def test_hardened_for_certify_it_names_the_commands_that_certify(
+    sfumato: Command, inside: Path, clf: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(smoothness, "picture", lambda *_, **__: "it was not asked for")
+    model = generator(inside / "gen")
+    made = sfumato("harden", clf, *HOW, "--method", "denoised", "--eps", "0.25", "--generator", model, "--out", "clf2")
+    assert made.status == 0, made.err
+    first, then = made.out.splitlines()[-2:]
+    how = f"--data digits --sigma 0.25 --generator {model} -o"
+    assert (
+        first == f"next: sfumato certify {clf} {how} clf-cert" and then == f"then: sfumato certify clf2 {how} clf2-cert"
+    )
+    few = ("-n", "4", "--samples", "400", "--attacked", "0", "--device", "cpu")
+    certified = sfumato(*then.split()[2:], *few)
+    assert certified.status == 0, certified.err
+    for words, sentence in (
+        (("--method", "denoised"), "give a --generator"),
+        (("--method", "denoised", "--generator", generator(inside / "big", side=16)), "the generator makes 16x16"),
+        (("--method", "denoised", "--generator", generator(inside / "told", drop="0")), "cannot do without a label"),
+    ):
+        assert sentence in sfumato("harden", clf, *HOW, *words, "--out", "no").sentence and not (inside / "no").exists()
+
+
 def test_a_killed_hardening_goes_on(sfumato: Command, inside: Path, clf: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Generated images are drawn first, and not again; then kill -9 in the training, and the same command."""
     model = generator(inside / "gen")

@@ -40,7 +40,8 @@ def harden(
         str,
         typer.Option(
             "--method",
-            help="trades, pgd (adversarial training), fast (the same with one step, and a guard), or noise (Gaussian, no attack).",
+            help="trades, pgd (adversarial training), fast (the same with one step, and a guard); for certify, with --eps its "
+            "--sigma: noise, or denoised (by --generator).",
         ),
     ] = "trades",
     norm: Annotated[str, typer.Option("--norm", help="Linf or L2.")] = "Linf",
@@ -52,7 +53,8 @@ def harden(
         typer.Option(
             "--generator",
             metavar="MODEL",
-            help="Mix its images in, those that CLF takes for their label: a run folder, a model.safetensors, or hf:owner/name.",
+            help="Mix its images in, those that CLF takes for their label; method denoised: its denoiser. A run folder, a "
+            "model.safetensors, or hf:owner/name.",
             show_default=False,
         ),
     ] = None,
@@ -107,13 +109,7 @@ def harden(
     with waiting("drawing the boundaries"):
         views = picture(before, after, x, y, norm=norm, eps=radius, names=names, seed=seed)
     described = read_description(out)
-    how = ["--data", data, "--norm", norm, "--eps", eps]
-    first_report = f"{_name(classifier)}-report"
-    against = ["--baseline", f"{first_report}/report.json", "-o", f"{_name(out)}-report"]
-    follow = [
-        shlex.join(["sfumato", "audit", classifier, *how, "-o", first_report]),
-        shlex.join(["sfumato", "audit", out, *how, *against]),
-    ]
+    follow = _follow(classifier, out, data, norm, eps, described["training"].get("noise"), generator)
     found = report(
         first, second, classifier=classifier, hardened=out, data=data, norm=norm, eps=radius, images=len(x), seed=seed,
         training=described["training"], test=described["test"],
@@ -139,6 +135,22 @@ def _tested(classifier: Any, data: str, fit: str, count: int) -> Any:
     images = load_images(data, classifier.size, fit, "test")
     rows = np.sort(np.random.RandomState(0).permutation(len(images))[:count])
     return images.pixels(rows), match_labels(classifier, images)[rows]
+
+
+def _follow(
+    classifier: str, out: str, data: str, norm: str, eps: str, noise: float | None, generator: str | None
+) -> list[str]:
+    """The commands that tell what hardening was worth: two audits, or two certifications of what was trained with noise."""
+    names = (_name(classifier), _name(out))
+    if noise is None:
+        how = ["--data", data, "--norm", norm, "--eps", eps]
+        more: list[list[str]] = [[], ["--baseline", f"{names[0]}-report/report.json"]]
+        words, kind = ["sfumato", "audit"], "report"
+    else:
+        how = ["--data", data, "--sigma", f"{noise:g}", *(["--generator", generator] if generator else [])]
+        more, words, kind = [[], []], ["sfumato", "certify"], "cert"
+    both = zip((classifier, out), names, more, strict=True)
+    return [shlex.join([*words, path, *how, *extra, "-o", f"{name}-{kind}"]) for path, name, extra in both]
 
 
 def _line(out: str, training: dict[str, Any], before: bool, budget: str) -> str:

@@ -24,6 +24,7 @@ from sfumato.errors import InputError
 from sfumato.registry import Registry
 
 NORMS = ("Linf", "L2")
+NOISY = ("noise", "denoised")  # methods that train for a vote over noise (``certify``), not for single answers
 FAST_STEP = 1.25  # times eps, the one step of Wong et al. 2020: from a random start, 1 would stop short of the rim
 REACH = 2.5  # times eps, all steps of PGD together: Madry et al. 2018
 WARMUP = 0.15  # share of the budget in which eps rises to what it is to be
@@ -155,6 +156,15 @@ def trades_training(threat: Threat) -> Objective:
 @METHODS.add("noise")
 def noise_training(threat: Threat) -> Objective:
     """Cross-entropy of images with Gaussian noise on them, which the batches come with (``noise_of``); no attack."""
+    return plain
+
+
+@METHODS.add("denoised")
+def denoised_training(threat: Threat) -> Objective:
+    """Cross-entropy of what a denoiser makes of images with Gaussian noise on them, as ``certify`` shows them; no attack.
+
+    The classifier of denoised smoothing, fine-tuned (Carlini et al. 2023, arXiv 2206.10550, section 4).
+    """
     return plain
 
 

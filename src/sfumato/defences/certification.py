@@ -50,7 +50,7 @@ from sfumato.defences.certificates import (
     l1_radius,
     linf_radius,
 )
-from sfumato.defences.fit import check_fit
+from sfumato.defences.fit import check_fit, check_images
 from sfumato.defences.smoothed_attack import attack_smoothed
 from sfumato.defences.smoothing import certify
 from sfumato.errors import InputError
@@ -151,7 +151,7 @@ def certify_data(
     denoise = None if generator is None else generator.denoise
     if generator is not None:
         check_fit(classifier, generator)
-        _check_data(data, generator)
+        check_images(data, generator)
     rows = np.random.RandomState(seed % 2**32).permutation(len(data))[:count]  # these numbers never change
     y = match_labels(classifier, data)[torch.from_numpy(rows)]
     x = data.pixels(rows).to(classifier.device)
@@ -303,14 +303,6 @@ def _verdict(
         f"{table[0]['certified']['count']:,} images, and provably stays so under L2 perturbations on {shares} "
         f"(each certificate wrong with a probability of at most {alpha:g})."
     )
-
-
-def _check_data(data: ImageSet, generator: Generator) -> None:
-    channels, height, width = generator.ladder.shape(generator.ladder.stages - 1)
-    if (data.channels, *data.size) != (channels, height, width):
-        raise InputError(f"data {data.name!r} has images of {data.size[1]}x{data.size[0]} pixels and {data.channels} channels, the "
-                         f"generator makes {width}x{height} with {channels}: give the --size, --fit and data that it was "
-                         "trained with")  # fmt: skip
 
 
 def _number_type(generator: Generator) -> str:

@@ -8,6 +8,7 @@ from sfumato.errors import InputError
 
 if TYPE_CHECKING:
     from sfumato.classifiers import Classifier
+    from sfumato.data import ImageSet
     from sfumato.generator import Generator
 
 _COLOURS = {1: "grey", 3: "colour", 4: "colour with transparency"}
@@ -34,3 +35,12 @@ def check_fit(classifier: Classifier, generator: Generator) -> None:
     if other:
         raise InputError(f"the classifier knows a class {other[0]!r}, the generator does not: give a generator that was "
                          "trained on the classifier's data")  # fmt: skip
+
+
+def check_images(data: ImageSet, generator: Generator) -> None:
+    """InputError unless the data has images of the size and colour that the generator makes."""
+    channels, height, width = generator.ladder.shape(generator.ladder.stages - 1)
+    if (data.channels, *data.size) != (channels, height, width):
+        raise InputError(f"data {data.name!r} has images of {data.size[1]}x{data.size[0]} pixels and {data.channels} channels, the "
+                         f"generator makes {width}x{height} with {channels}: give the --size, --fit and data that it was "
+                         "trained with")  # fmt: skip

@@ -25,7 +25,9 @@ from sfumato.classifiers.saved import load_classifier
 from sfumato.classifiers.training import Budget, Progress, described, open_folder, steps_of
 from sfumato.data import ImageSet
 from sfumato.defences import generated
-from sfumato.defences.adversarial_training import FAST_STEP, METHODS, Threat, maximise, noise_of
+from sfumato.defences.adversarial_training import FAST_STEP, METHODS, NOISY, Threat, maximise, noise_of
+from sfumato.defences.fit import check_fit, check_images
+from sfumato.defences.smoothing import Denoise
 from sfumato.errors import InputError
 from sfumato.generator import Generator
 from sfumato.samplers import mix_seed
@@ -83,10 +85,11 @@ def hardening_steps(
         classifier: around one of ``classifiers.NETWORKS``.
         data: labelled images of its classes, as for ``training_steps``.
         out: the folder.
-        method: pgd, fast, trades or noise: a name in ``adversarial_training.METHODS``.
+        method: pgd, fast, trades, noise or denoised: a name in ``adversarial_training.METHODS``.
         norm: Linf or L2.
-        eps: radius of the ball to be robust in, of pixels in [0, 1]; method noise: see ``noise_of``.
-        generator: of images of the same classes; they make up ``share`` of each batch.
+        eps: radius of the ball to be robust in, of pixels in [0, 1]; methods noise and denoised: see ``noise_of``.
+        generator: of images of the same classes; they make up ``share`` of each batch. Method denoised wants one, whose
+            denoiser will stand in front of the classifier, and draws nothing.
         share: of generated images in each batch, over 0 and below 1; less where they are few (``generated.affordable``).
         minutes, epochs: the budget, or what comes first of both; 3 minutes or 60 epochs when neither is given. Drawing
             images takes at most a fifth of the minutes; they are no more than the training images.
@@ -124,18 +127,23 @@ def hardening_steps(
         "from": digest(classifier.module),
         "hardening": {"method": method, "norm": norm, "eps": eps},
     }
-    if method == "noise":
+    denoise = None
+    if method in NOISY:
         settings["noise"] = noise_of(threat)
+        denoise = None if method == "noise" else _denoiser(generator, classifier, train)
     elif method != "fast":
         settings["hardening"]["steps"] = steps
     if method == "trades":
         settings["hardening"]["beta"] = beta
+    if denoise is not None and generator is not None:
+        settings["hardening"]["denoiser"] = digest(generator.denoiser)
+        generator = None
     if generator is not None:
         generated.check_generator(generator, classifier, train)
         settings["generated"] = {"generator": digest(generator.denoiser), "share": share}
     if not 0 <= settings["shift"] < min(train.size):
         raise InputError(f"shift {shift} pixels does not fit images of {min(train.size)}: give 0 or a few")
-    run = HardeningRun(train, labels, _copy(classifier), settings, threat)
+    run = HardeningRun(train, labels, _copy(classifier), settings, threat, denoise)
     open_folder(run, Path(out))
     if generator is not None:
         time = None if budget.minutes is None else generated.TIME_SHARE * 60 * budget.minutes
@@ -155,6 +163,16 @@ def hardening_steps(
     return steps_of(run, budget, Path(out), tested, held_out)
 
 
+def _denoiser(generator: Generator | None, classifier: Classifier, data: ImageSet) -> Denoise:
+    """The generator's, for images of this data in front of this classifier."""
+    if generator is None:
+        raise InputError("method denoised trains on what a denoiser makes of noisy images: give a --generator")
+    check_fit(classifier, generator)
+    check_images(data, generator)
+    generator.denoise(data.pixels(slice(0, 1)), 1.0)  # tells of a model that cannot do without a label
+    return generator.denoise
+
+
 def check_trainable(classifier: Classifier) -> None:
     """InputError unless the classifier's weights can be trained here, and saved."""
     if type(classifier.module) not in NETWORKS.values():
@@ -166,7 +184,7 @@ def check_trainable(classifier: Classifier) -> None:
 
 
 class HardeningRun(Run):
-    """A run whose images are perturbed and mixed with generated ones, whose weights are averaged, and which is guarded.
+    """A run whose images are perturbed, or noised and denoised, and mixed with generated ones, whose weights are averaged, and which is guarded.
 
     Averaging: ``average <- average + (w - average) 9 / (10 + t)`` after step t, which is the mean over about the last
     ninth of the steps, however many there are. Only weights are averaged: the running statistics of batch normalisation
@@ -185,12 +203,13 @@ class HardeningRun(Run):
         classifier: Classifier,
         settings: Mapping[str, Any],
         threat: Threat,
+        denoise: Denoise | None = None,
     ) -> None:
         method = settings["hardening"]["method"]
         order = torch.randperm(len(data), generator=torch.Generator().manual_seed(0))
         held = min(GUARD_IMAGES, len(data) // 10) if method == "fast" else 0
         super().__init__(data, labels, classifier, settings, METHODS.find(method)(threat), order[held:])
-        self.threat = threat
+        self.threat, self.denoise = threat, denoise
         self.pool: generated.Pool | None = None
         self.guarded = order[:held]  # rows
         self.average = {name: weight.detach().clone() for name, weight in self.module.named_parameters()}
@@ -210,6 +229,14 @@ class HardeningRun(Run):
             return x, y
         more, labels = self.pool.take(self.batch - self.real, stream)
         return torch.cat([x, more]), torch.cat([y, labels])
+
+    def batch_of(self, rows: Tensor, stream: torch.Generator) -> tuple[Tensor, Tensor]:
+        """Noisy images pass the denoiser, where there is one."""
+        x, y = super().batch_of(rows, stream)
+        if self.denoise is None:
+            return x, y
+        with torch.no_grad():
+            return self.denoise(x, self.settings["noise"]).to(x.device), y
 
     def advance(self, fraction: float) -> None:
         """One step, and what follows it."""
