@@ -5,7 +5,7 @@
 * denoised: the plain classifier behind sfumato's denoiser, one step at the noise level itself.
 * tuned: the same, and the classifier fine-tuned on what the denoiser makes of noisy images (``harden --method denoised``).
 
-The seconds of the last two hold those of the generator: what it leaves is the classifier's, of which fine-tuning takes half.
+The seconds of the last two hold those of the generator: what it leaves is the classifier's, of which fine-tuning takes most.
 Each arm is certified at each sigma on the same test images, up to a radius of two sigma (farther out takes thousands of
 draws where hundreds do, and the next sigma is better there); a line in ``results/certificates.jsonl`` is one of them, and
 ``table`` prints, for each radius, the best sigma of each arm (as the field reports it) with its 95 % interval. Training and
@@ -34,8 +34,10 @@ from sfumato.generator import Generator
 
 NAME = "certificates"
 ARMS = ("plain", "noise", "denoised", "tuned")
+DENOISED = ("denoised", "tuned")  # arms with a generator
 RADII = (0.25, 0.5, 0.75, 1.0)
 SIGMAS = (0.25, 0.5)
+PLAIN = 0.25  # of a tuned classifier's seconds, before it is tuned
 KEYS = ("data", "arm", "sigma", "seconds", "generator_seconds", "seed", "images", "n", "alpha")
 
 
@@ -71,13 +73,13 @@ def measure(arm: str, sigma: float, chosen: argparse.Namespace, folder: Path) ->
     """Train the arm and certify it: one line of the results."""
     seed, seconds, prefix = chosen.seed, chosen.seconds, _prefix(chosen.data)
     generator, rest = None, seconds
-    if arm in ("denoised", "tuned"):
+    if arm in DENOISED:
         generator = generator_for(chosen.generator_seconds, seed, chosen.threads, folder, chosen.data)
         rest = seconds - chosen.generator_seconds
     if arm == "tuned" and generator is not None:
-        plain = plain_classifier(rest / 2, 0.0, seed, folder, chosen.data)
+        plain = plain_classifier(PLAIN * rest, 0.0, seed, folder, chosen.data)
         out = folder / f"certificates-{prefix}{seconds:g}s-{chosen.generator_seconds:g}s-denoised{sigma:g}-seed{seed}"
-        classifier = tuned_classifier(plain, generator, sigma, rest / 2, seed, out, chosen.data)
+        classifier = tuned_classifier(plain, generator, sigma, (1 - PLAIN) * rest, seed, out, chosen.data)
     else:
         classifier = plain_classifier(rest, sigma if arm == "noise" else 0.0, seed, folder, chosen.data)
     data = test_data(chosen.data)
@@ -92,14 +94,14 @@ def measure(arm: str, sigma: float, chosen: argparse.Namespace, folder: Path) ->
     spent = [each.n + each.selection for each in found]
     shares = {f"{radius:g}": certified(found, labels, radius) for radius in (0.0, *RADII)}
     return {
-        **dict(zip(KEYS, (data.name, arm, sigma, seconds, chosen.generator_seconds, seed, chosen.images, chosen.n, chosen.alpha),
+        **dict(zip(KEYS, (data.name, arm, sigma, seconds, seconds - rest, seed, chosen.images, chosen.n, chosen.alpha),
                    strict=True)),
         "clean": evaluate_classifier(classifier, data).overall.value,
         "certified": {radius: share.to_json() for radius, share in shares.items()},
         "guaranteed": {radius: guaranteed(share, chosen.alpha) for radius, share in shares.items()},
         "undecided": [sum(each.verdicts[j] is None for each in found) for j in range(len(found[0].radii))],
         "samples": {"median": float(np.median(spent)), "mean": float(np.mean(spent)), "p95": float(np.quantile(spent, 0.95))},
-        "probabilities": [round(each.hits / each.n, 5) for each in found],
+        "hits": [[each.hits, each.n] for each in found],
         "certifying_seconds": round(time.perf_counter() - began, 1),
         "machine": machine.describe(),
     }  # fmt: skip
@@ -113,19 +115,24 @@ def table() -> str:
     for budget in budgets:
         lines += [budget, "", f"| | radius 0 | {' | '.join(f'{r:g}' for r in RADII)} |"]
         lines.append("|---" * (len(RADII) + 2) + "|")
-        for arm in ARMS:
-            mine = [each for each in found if each["arm"] == arm and _budget(each) == budget]
+        here = [each for each in found if _budget(each) == budget]
+        for arm, seconds in sorted({(each["arm"], each["generator_seconds"]) for each in here}, key=_place):
+            mine = [each for each in here if (each["arm"], each["generator_seconds"]) == (arm, seconds)]
             cells = [_cell(mine, f"{radius:g}") for radius in (0.0, *RADII)]
-            lines.append(f"| {arm} | {' | '.join(cells)} |")
+            lines.append(f"| {arm}{f', generator {seconds:g} s' if seconds else ''} | {' | '.join(cells)} |")
         lines.append("")
     return "\n".join(lines)
 
 
 def _budget(record: records.Record) -> str:
     return (
-        f"{record['data']}: {record['seconds']:g} s of training (of which the generator {record['generator_seconds']:g} s), "
-        f"{record['images']} images, at most {record['n']:,} draws, alpha {record['alpha']:g}, seed {record['seed']}:"
+        f"{record['data']}: {record['seconds']:g} s of training, {record['images']} images, at most {record['n']:,} draws, "
+        f"alpha {record['alpha']:g}, seed {record['seed']}:"
     )
+
+
+def _place(row: tuple[str, float]) -> tuple[int, float]:
+    return ARMS.index(row[0]), row[1]
 
 
 def _prefix(data: str) -> str:
@@ -135,8 +142,6 @@ def _prefix(data: str) -> str:
 
 def _cell(mine: list[records.Record], radius: str) -> str:
     """The best sigma's share."""
-    if not mine:
-        return "-"
     best = max(mine, key=lambda each: each["certified"][radius]["accuracy"])
     share = best["certified"][radius]
     return f"{share['accuracy']:.1%} ({share['low']:.1%} to {share['high']:.1%}; sigma {best['sigma']:g})"
@@ -169,6 +174,7 @@ def main() -> None:
         for arm in chosen.arms:
             for sigma in chosen.sigmas:
                 wanted = {key: getattr(chosen, key) for key in KEYS[3:]} | {"data": test_data(chosen.data).name}
+                wanted |= {} if arm in DENOISED else {"generator_seconds": 0.0}
                 if chosen.again or not records.has(records.read(NAME), arm=arm, sigma=sigma, **wanted):
                     record = measure(arm, sigma, chosen, folder)
                     records.append(NAME, record)
