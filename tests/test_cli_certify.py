@@ -15,7 +15,7 @@ from PIL import Image
 from sfumato.classifiers import Classifier, train_classifier
 from sfumato.conditions import Kinds
 from sfumato.config import Config
-from sfumato.defences import certification
+from sfumato.defences import certification, certify
 from sfumato.generator import Generator
 
 
@@ -107,8 +107,8 @@ def test_certify_without_a_denoiser_by_cohens_procedure(sfumato: Command, inside
         (("--sigma", "0"), "sigma 0 cannot smooth"),
         (("--radii", "0.1;0.2"), "--radii '0.1;0.2' cannot be read"),
         (("--radii", "0.1,-0.2"), "give L2 distances over 0"),
-        (("--radii", "0.2,3"), "radius 3 cannot be certified with sigma 0.2 and n=1500"),
-        (("--samples", "20", "--radii", "0.4"), "give n="),
+        (("--radii", "0.2,3"), "radius 3 cannot be certified with sigma 0.2 and 1,500 noisy copies"),
+        (("--samples", "20", "--radii", "0.4"), "noisy copies (--samples "),
         (("--alpha", "2"), "alpha 2 is no error to allow"),
         (("--mode", "cohens"), "did you mean 'cohen'"),
         (("--n0", "0"), "both must be 1 or more"),
@@ -130,8 +130,10 @@ def test_models_that_do_not_fit(sfumato: Command, inside: Path, digits_classifie
         (generator(inside / "colour", channels=3), "the classifier takes grey images, the generator makes colour ones"),
         (generator(inside / "letters", classes=("a", "b")), "the classifier knows a class '0', the generator does not"),
         (generator(inside / "told", drop="0"), "cannot do without a label"),
+        (generator(inside / "rungs", sharing="rung", rungs="2,2"), "a network for each of its rungs alone"),
     ):
         assert sentence in sfumato(*words, made).sentence
+    assert "sigma 50 is more noise than" in sfumato(*words, generator(inside / "seen"), "--sigma", "50").sentence
     np.savez(
         "wide.npz", x_test=np.zeros((4, 8, 16), np.uint8), y_test=np.arange(4), x_train=np.zeros((1, 8, 16), np.uint8)
     )
@@ -171,8 +173,11 @@ def test_a_certification_that_was_stopped_goes_on_and_finds_the_same(
     assert one == other
     arrays, others = np.load("whole/certificates.npz"), np.load("half/certificates.npz")
     assert all(np.array_equal(arrays[name], others[name]) for name in arrays.files)
+    kept = inside / "half" / "certification" / "parts"
+    before = {part.name for part in kept.iterdir()}
     # Another seed is another certification: nothing of this one is taken, and its parts go.
-    monkeypatch.undo()
+    monkeypatch.setattr(certification, "certify", certify)
+    monkeypatch.setattr(certification, "attack_smoothed", real)
     fresh = sfumato(*words, "-o", "half", "--seed", "1")
     assert fresh.status == 0 and "done before" not in fresh.err
-    assert len(list((inside / "half" / "parts").iterdir())) == 4
+    assert {part.name for part in kept.iterdir()}.isdisjoint(before) and len(list(kept.iterdir())) == 4

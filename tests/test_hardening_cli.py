@@ -92,6 +92,14 @@ def test_hardened_for_certify_it_names_the_commands_that_certify(
     assert (
         first == f"next: sfumato certify {clf} {how} clf-cert" and then == f"then: sfumato certify clf2 {how} clf2-cert"
     )
+    mixed = ("--method", "noise", "--eps", "0.25", "--generator", model, "--epochs", "0.2")
+    monkeypatch.setattr(
+        generated, "surest", lambda classifier, images, labels: (torch.arange(10), torch.arange(10), 10)
+    )
+    noisy = sfumato("harden", clf, *HOW, *mixed, "--out", "clf3")
+    assert noisy.status == 0 and noisy.out.splitlines()[-1].endswith(
+        "certify clf3 --data digits --sigma 0.25 -o clf3-cert"
+    )
     few = ("-n", "4", "--samples", "400", "--attacked", "0", "--device", "cpu")
     certified = sfumato(*then.split()[2:], *few)
     assert certified.status == 0, certified.err

@@ -97,7 +97,8 @@ def test_images_are_drawn_once_balanced_and_kept(tmp_path: Path, painter: Painte
     with pytest.raises(InputError, match="another generator"):
         generated.draw_pool(painter, reverse, file, **{**how, "identity": {"of": 2}})
     with pytest.raises(InputError, match="draws as '8' the classifier takes nothing"):
-        generated.draw_pool(painter, judge(), tmp_path / "other.safetensors", **how)
+        generated.draw_pool(painter, judge(), tmp_path / "other" / "pool.safetensors", **how)
+    assert not (tmp_path / "other").exists()  # these images serve no other generator or classifier
     few = generated.draw_pool(painter, reverse, tmp_path / "few.safetensors", **{**how, "most": 10**6}, seconds=1e-9)
     assert few.drawn == generated.CHUNK  # no time for more than is needed to measure the speed
 

@@ -190,9 +190,9 @@ def test_the_denoiser_comes_first_and_knows_sigma():
 @pytest.mark.parametrize("radius", [0.2, 0.5, 0.9])
 def test_what_cannot_be_reached_is_known_before(mode: str, radius: float):
     """And what the sentence says would do is enough, and just so."""
-    with pytest.raises(InputError, match=f"radius {radius:g} cannot be certified with sigma 0.25 and n=12") as refused:
+    with pytest.raises(InputError, match=f"radius {radius:g} cannot be certified with sigma 0.25 and 12 ") as refused:
         check_settings(0.25, [0.01, radius], 0.001, 100, 12, mode)
-    n, sigma = re.findall(r"give n=(\d+) or more or sigma ([\d.]+) or more", str(refused.value))[0]
+    n, sigma = re.findall(r"--samples (\d+)\) or a sigma of at least ([\d.]+)", str(refused.value))[0]
     check_settings(0.25, [radius], 0.001, 100, int(n), mode)
     check_settings(float(sigma), [radius], 0.001, 100, 12, mode)
     with pytest.raises(InputError):
@@ -204,7 +204,9 @@ def test_what_cannot_be_reached_is_known_before(mode: str, radius: float):
 def test_n_that_can_certify_nothing_is_refused():
     classifier, x, _ = half_space(DISTANCES)
     for mode in ("sequential", "cohen"):
-        with pytest.raises(InputError, match=r"n=5: draws that all agree reach 0 at alpha 0\.001: give n=1"):
+        with pytest.raises(
+            InputError, match=r"5 noisy copies: where all of them agree, that reaches 0 at alpha 0\.001; give 1"
+        ):
             certify(classifier, x, sigma=SIGMA, n=5, mode=mode, radii=())
     assert classifier.forwards == 0
     assert certify(classifier, x[:1], sigma=SIGMA, n=60)[0].radii == (

@@ -98,6 +98,12 @@ class Config:
         """A new denoiser (``rms``: smooth_rms and sharp_rms of the data)."""
         return Denoiser(ladder, kinds, self.network, self.options, self.sharing, self.rungs, **rms)
 
+    def need_all_levels(self, work: str) -> None:
+        """InputError for a model that knows its own rungs alone, where ``work`` needs noise levels between them."""
+        if self.sharing == "rung":
+            raise InputError(f"this model has a network for each of its rungs alone, and {work} needs all noise levels: "
+                             "train with sharing=shared or sharing=stage")  # fmt: skip
+
     def with_settings(self, settings: Mapping[str, str]) -> Config:
         """Settings given as text (``--set key=value``); a network's own options count as keys too."""
         config = self

@@ -52,6 +52,8 @@ def read_report(path: str | Path) -> dict[str, Any]:
 def find_baseline(out: str | Path, weights: str, audited: Audit) -> Path | None:
     """The newest report beside the folder ``out`` that is of a classifier with these weights, under the same threat.
 
+    One by the same protocol comes before any other.
+
     Args:
         out: folder of the audit's own report.
         weights: of the classifier that the audited one was hardened from, as ``weights.digest`` gives them.
@@ -63,8 +65,8 @@ def find_baseline(out: str | Path, weights: str, audited: Audit) -> Path | None:
             report = read_report(file)
             known = (report["classifier"].get("weights"), report["threat"], *(report["data"].get(key) for key in DATA))
             if known == (weights, {"norm": audited.norm, "eps": audited.eps}, *(audited.data[key] for key in DATA)):
-                found.append((file.stat().st_mtime_ns, file))
-    return max(found)[1] if found else None
+                found.append((report["protocol"] == audited.protocol, file.stat().st_mtime_ns, file))
+    return max(found)[-1] if found else None
 
 
 def read_samples(path: str | Path) -> dict[str, np.ndarray] | None:

@@ -43,7 +43,7 @@ def classify(
         int | None, typer.Option("--draws", help="Noise levels for each class. Default: 32.", show_default=False)
     ] = None,
     whole: Annotated[
-        bool, typer.Option("--whole", help="Drop no class early: slower, and never better informed.")
+        bool, typer.Option("--whole", help="Drop no class early: slower, and rarely another answer.")
     ] = False,
     fit: FitOption = "crop",
     seed: SeedOption = 0,

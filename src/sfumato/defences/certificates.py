@@ -103,7 +103,9 @@ def check_settings(sigma: float, radii: Sequence[float], alpha: float, n0: int, 
     if not 0 < alpha < 0.5:
         raise InputError(f"alpha {alpha:g} is no error to allow: give a number over 0 and below 0.5, such as 0.001")
     if n0 < 1 or n < 1:
-        raise InputError(f"n0={n0} and n={n}: both must be 1 or more")
+        raise InputError(
+            f"{n0} noisy copies to select from (--n0) and {n} to estimate from (--samples): both must be 1 or more"
+        )
     if not all(0 < radius < float("inf") for radius in radii):
         raise InputError(f"radii {_listed(radii)}: give L2 distances over 0, such as {sigma:g}")
     wanted = tuple(sorted(set(radii)))
@@ -121,16 +123,20 @@ def check_reach(radius: float, sigma: float, alpha: float, n: int, mode: str) ->
     if most > radius:
         return
     q = level(radius, sigma)
-    sigmas = f"sigma {_rounded_up(sigma * radius / most)} or more" if most else ""
+    sigmas = f"a sigma of at least {_rounded_up(sigma * radius / most)}" if most else ""
     if 1 - q < 1e-12:  # beyond the numbers of draws that anyone could make
         needed = ""
     elif mode == "cohen":
-        needed = f"n={math.floor(math.log(alpha) / math.log(q)) + 1} or more"
+        needed = _copies(math.floor(math.log(alpha) / math.log(q)) + 1)
     else:
-        needed = f"n={draws_needed(q, alpha)} or more"
+        needed = _copies(draws_needed(q, alpha))
     advice = " or ".join(part for part in (needed, sigmas) if part)
-    raise InputError(f"radius {radius:g} cannot be certified with sigma {sigma:g} and n={n}: draws that all agree reach "
-                     f"{most:.3g} at alpha {alpha:g}: give {advice}")  # fmt: skip
+    raise InputError(f"radius {radius:g} cannot be certified with sigma {sigma:g} and {n:,} noisy copies: where all of "
+                     f"them agree, that reaches {most:.3g} at alpha {alpha:g}; give {advice}")  # fmt: skip
+
+
+def _copies(n: int) -> str:
+    return f"{n:,} noisy copies (--samples {n})"
 
 
 def reach(sigma: float, alpha: float, n: int, mode: str) -> float:

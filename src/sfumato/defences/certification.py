@@ -50,7 +50,7 @@ from sfumato.defences.certificates import (
     l1_radius,
     linf_radius,
 )
-from sfumato.defences.fit import check_fit, check_images
+from sfumato.defences.fit import check_smoothing
 from sfumato.defences.smoothed_attack import attack_smoothed
 from sfumato.defences.smoothing import certify
 from sfumato.errors import InputError
@@ -65,6 +65,7 @@ if TYPE_CHECKING:
 SCHEMA = "sfumato.certificates/1"
 RESULT, ARRAYS, PICTURE = "certificates.json", "certificates.npz", "certificates.png"
 STEPS, DRAWS = 20, 16  # of the attack
+FOLDER = "certification"  # of the parts, in that of the results
 PART = 25  # images in a part: what a kill can lose
 COLUMNS = {
     "label": torch.int64, "selected": torch.int64, "radius": torch.float64, "p_lower": torch.float64, "hits": torch.int64,
@@ -139,19 +140,18 @@ def certify_data(
         sigma, radii, n0, n, alpha, mode, batch_size: as for ``certify``.
         seed: of the draw, the noise and the attack.
         names: of classifier and generator, for the report.
-        out: folder of the results, whose ``parts`` keep what is done: the same call goes on after it was stopped.
+        out: folder of the results, where ``certification/parts`` keeps what is done: the same call goes on after it was stopped.
         progress: called with (images done, images in all); one that is attacked counts twice.
         remark: called with a sentence where some were done before.
 
     Raises:
-        InputError: as ``certify``, ``check_fit`` and ``match_labels``.
+        InputError: as ``certify``, ``check_smoothing`` and ``match_labels``.
     """
     if count < 1 or attacked < 0:
         raise InputError(f"-n {count} and {attacked} attacked: give 1 or more images, and 0 or more of them to attack")
     denoise = None if generator is None else generator.denoise
     if generator is not None:
-        check_fit(classifier, generator)
-        check_images(data, generator)
+        check_smoothing(classifier, generator, data, sigma)
     rows = np.random.RandomState(seed % 2**32).permutation(len(data))[:count]  # these numbers never change
     y = match_labels(classifier, data)[torch.from_numpy(rows)]
     x = data.pixels(rows).to(classifier.device)
@@ -189,7 +189,7 @@ def certify_data(
             "radii": None if radii is None else sorted(set(radii)), "seed": seed, "attack": [few, STEPS, DRAWS],
             "stamp": marks, "batch": batch_size,
         }  # fmt: skip
-        store = Store(None if out is None else Path(out), identity)
+        store = Store(None if out is None else Path(out) / FOLDER, identity)
         certifying = [store.get(f"certify-{s.start}", partial(certify_part, s)) for s in _slices(len(x))]
         found = [each for part in certifying for each in _certificates(part)]
         attacking = [store.get(f"attack-{s.start}", partial(attack_part, s)) for s in _slices(few)]

@@ -31,7 +31,7 @@ DenoiseAs = Callable[[Tensor, Tensor, int, Tensor], Tensor]  # (z (N, C, h, w), 
 DRAWS = 32
 LOW, HIGH = 0.1, 10.0  # noise levels that tell classes apart; see benchmarks/RESULTS.md
 WEIGHTS = "elbo"
-ALPHA = 0.05  # how often, at most, elimination may drop the class that all draws would choose
+ALPHA = 0.05  # about how often, at most, elimination may drop the class that all draws would choose
 FIRST_LOOK = 8  # draws before classes are first dropped; then at each doubling
 ROWS = 256  # images times classes at once
 _GOLDEN = (math.sqrt(5) - 1) / 2
@@ -240,9 +240,7 @@ def diffusion_classifier(
     Raises:
         InputError: a model without labels and texts, an unknown label, fewer than two classes.
     """
-    if generator.config.sharing == "rung":
-        raise InputError("this model has a network for each of its rungs alone, and a classifier needs all noise "
-                         "levels: train with sharing=shared or sharing=stage")  # fmt: skip
+    generator.config.need_all_levels("a classifier")
     names = tuple(names)
     if generator.kinds.tokens:
         if not names:

@@ -37,6 +37,23 @@ def check_fit(classifier: Classifier, generator: Generator) -> None:
                          "trained on the classifier's data")  # fmt: skip
 
 
+def check_smoothing(classifier: Classifier, generator: Generator, data: ImageSet, sigma: float) -> None:
+    """InputError where the generator's denoiser cannot stand in front of this classifier at this noise.
+
+    Args:
+        sigma: standard deviation of the noise, of pixels in [0, 1].
+    """
+    check_fit(classifier, generator)
+    check_images(data, generator)
+    generator.config.need_all_levels("a vote over noise")
+    if generator.kinds.droppable and not generator.config.drop:
+        raise InputError("this model was trained with drop=0, so it cannot do without a label, and a vote over noise must not "
+                         "know it: give a generator trained with drop=0.1")  # fmt: skip
+    most = generator.ladder.jumps[0] / 2
+    if sigma > most:
+        raise InputError(f"sigma {sigma:g} is more noise than this generator has seen: give {most:g} or less")
+
+
 def check_images(data: ImageSet, generator: Generator) -> None:
     """InputError unless the data has images of the size and colour that the generator makes."""
     channels, height, width = generator.ladder.shape(generator.ladder.stages - 1)

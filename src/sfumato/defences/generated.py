@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -130,7 +131,13 @@ def draw_pool(
         if progress is not None:
             progress(drawn, numbers["wanted"])
     images = torch.cat(parts)
-    rows, labels, agreed = surest(classifier, images, torch.arange(len(images)) % len(classes))
+    try:
+        rows, labels, agreed = surest(classifier, images, torch.arange(len(images)) % len(classes))
+    except InputError:  # another generator or classifier is needed, and could not go on from this file
+        file.unlink(missing_ok=True)
+        with suppress(OSError):
+            file.parent.rmdir()
+        raise
     return Pool(images[rows], labels, len(images), agreed, float(numbers["seconds"]))
 
 

@@ -26,7 +26,7 @@ from sfumato.classifiers.training import Budget, Progress, described, open_folde
 from sfumato.data import ImageSet
 from sfumato.defences import generated
 from sfumato.defences.adversarial_training import FAST_STEP, METHODS, NOISY, Threat, maximise, noise_of
-from sfumato.defences.fit import check_fit, check_images
+from sfumato.defences.fit import check_smoothing
 from sfumato.defences.smoothing import Denoise
 from sfumato.errors import InputError
 from sfumato.generator import Generator
@@ -130,7 +130,7 @@ def hardening_steps(
     denoise = None
     if method in NOISY:
         settings["noise"] = noise_of(threat)
-        denoise = None if method == "noise" else _denoiser(generator, classifier, train)
+        denoise = None if method == "noise" else _denoiser(generator, classifier, train, noise_of(threat))
     elif method != "fast":
         settings["hardening"]["steps"] = steps
     if method == "trades":
@@ -163,13 +163,11 @@ def hardening_steps(
     return steps_of(run, budget, Path(out), tested, held_out)
 
 
-def _denoiser(generator: Generator | None, classifier: Classifier, data: ImageSet) -> Denoise:
+def _denoiser(generator: Generator | None, classifier: Classifier, data: ImageSet, sigma: float) -> Denoise:
     """The generator's, for images of this data in front of this classifier."""
     if generator is None:
         raise InputError("method denoised trains on what a denoiser makes of noisy images: give a --generator")
-    check_fit(classifier, generator)
-    check_images(data, generator)
-    generator.denoise(data.pixels(slice(0, 1)), 1.0)  # tells of a model that cannot do without a label
+    check_smoothing(classifier, generator, data, sigma)
     return generator.denoise
 
 

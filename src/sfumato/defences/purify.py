@@ -86,9 +86,7 @@ class Purifier:
         Raises:
             InputError: also a model that cannot do without labels, knows only its own rungs, or enlarges images.
         """
-        if generator.config.sharing == "rung":
-            raise InputError("this model has a network for each of its rungs alone, and purification begins between "
-                             "them: train with sharing=shared or sharing=stage")  # fmt: skip
+        generator.config.need_all_levels("purification")
         if generator.kinds.droppable and not generator.config.drop:
             raise InputError("this model was trained with drop=0, so it cannot do without a label, and a purifier must not "
                              "know it: train with drop=0.1")  # fmt: skip

@@ -206,9 +206,7 @@ def told(
     generator: Generator, n: int, label: Labels = None, prompt: Prompts = None, condition: Condition | None = None
 ) -> Condition:
     """What n images are told; nothing where nothing is given, which the model must have been trained for."""
-    if generator.config.sharing == "rung":
-        raise InputError("this model has a network for each of its rungs alone, and a likelihood needs all noise "
-                         "levels: train with sharing=shared or sharing=stage")  # fmt: skip
+    generator.config.need_all_levels("a likelihood")
     if condition is not None:
         return condition
     if label is not None or prompt is not None:
