@@ -1,8 +1,11 @@
-"""The betting test against Cohen's 100,000 draws, on the probabilities that ``benchmarks.certificates`` measured.
+"""The betting test against Cohen's 100,000 draws, on the images that ``benchmarks.certificates`` certified.
 
 A certificate depends on an image through one number alone, the probability p that a noisy copy is given the class; so both
-procedures are run on draws with the p of each image of the record, many times. Verdicts at radii of half sigma to two sigma
-are compared, and draws counted; one line a record and budget of ``results/sequential.jsonl``. Takes seconds.
+procedures are run on draws with such a p, many times. What is known of an image's p are the draws on which its certificate
+stopped: each time another p is taken from its posterior (of Jeffreys' prior), so that an image whose few hundred draws all
+agreed does not count as one whose draws always do. Verdicts on the class itself and at radii of half sigma to two sigma are
+compared, and draws counted, without those that select (100 for both at most); one line a record of
+``results/sequential.jsonl``. Takes seconds.
 
     .venv/bin/python -m benchmarks.sequential
 """
@@ -26,16 +29,17 @@ KEYS = ("data", "arm", "sigma", "seconds", "seed", "images", "alpha")
 def compare(record: records.Record, repeats: int, numbers: np.random.Generator) -> dict[str, Any]:
     """Both procedures on the images of one record."""
     sigma, alpha = record["sigma"], record["alpha"]
-    levels = tuple(level(radius, sigma) for radius in default_radii(sigma))
+    levels = (0.5, *(level(radius, sigma) for radius in default_radii(sigma)))
     test = SequentialTest.of(levels, alpha, COHEN)
-    p = np.array(record["probabilities"])
-    drawn = numbers.binomial(np.diff(test.looks, prepend=0), p[:, None], (repeats, len(p), len(test.looks)))
+    seen, of = np.array(record["hits"]).T
+    p = numbers.beta(seen + 0.5, of - seen + 0.5, (repeats, len(seen)))
+    drawn = numbers.binomial(np.diff(test.looks, prepend=0), p[..., None], (*p.shape, len(test.looks)))
     hits = drawn.cumsum(-1)  # (repeats, images, looks)
     said, stop = verdicts(*test.crossings(hits))  # (repeats, images, radii), (repeats, images)
     bounds = {total: clopper_pearson(total, COHEN, alpha) for total in np.unique(hits[..., -1]).tolist()}
     bound = np.vectorize(bounds.__getitem__)(hits[..., -1])
     cohen = np.where(bound[..., None] > np.array(levels), 1, -1)
-    truth = np.where(p[:, None] > np.array(levels), 1, -1)
+    truth = np.where(p[..., None] > np.array(levels), 1, -1)
     draws = np.minimum(stop, COHEN)
     return {
         **{key: record[key] for key in KEYS},
@@ -76,7 +80,8 @@ def main() -> None:
     chosen = parser.parse_args()
     numbers = np.random.default_rng(chosen.seed)
     for record in records.latest(records.read(certificates.NAME), certificates.KEYS):
-        records.append(NAME, compare(record, chosen.repeats, numbers))
+        if "hits" in record:
+            records.append(NAME, compare(record, chosen.repeats, numbers))
     print(table())
 
 

@@ -63,6 +63,27 @@ def test_score_by_the_integral_draws_its_figure(sfumato: Command, models: Path, 
     assert "told its label" in again.out
 
 
+def test_classify_fits_pictures_and_refuses_what_it_cannot_see(sfumato: Command, models: Path, tmp_path: Path) -> None:
+    red = Image.open(models / "red.png")
+    wide = Image.new("L", (3 * red.width, red.height), 255)
+    wide.paste(red, (red.width, 0))
+    wide.save(tmp_path / "wide.png")
+    few = ("--draws", 16, "--json")
+    told, cropped, padded = (
+        json.loads(sfumato("classify", models / "bars", path, *few, *fit).out)["images"][0]["shares"]
+        for path, fit in (
+            (models / "red.png", ()),
+            (tmp_path / "wide.png", ()),
+            (tmp_path / "wide.png", ("--fit", "pad")),
+        )
+    )
+    assert cropped == told != padded
+    assert "unknown fit" in sfumato("classify", models / "bars", models / "red.png", "--fit", "stretch").sentence
+    assert "is no file" in sfumato("classify", models / "bars", tmp_path / "none.png").sentence
+    Image.new("RGB", (8, 8), "red").save(tmp_path / "colour.png")
+    assert "is a colour image" in sfumato("classify", models / "bars", tmp_path / "colour.png").sentence
+
+
 def test_classify_tells_pictures_and_data(sfumato: Command, models: Path) -> None:
     result = sfumato("classify", models / "bars", models / "red.png", "--draws", 16)
     assert result.status == 0, result.err

@@ -11,6 +11,8 @@ from torch import Tensor
 from sfumato import weights
 from sfumato.errors import InputError
 
+SHOWN = 4  # differences named
+LONGEST = 60  # letters of each value
 STATE = Path("train_state") / "state.safetensors"
 
 
@@ -30,9 +32,9 @@ def restore(run: Resumable, out: Path, identity: dict[str, Any]) -> None:
     tensors, stored = weights.read(file)
     differences = _differences(stored.get("identity", {}), identity)
     if differences:
-        raise InputError(
-            f"{out} holds another run ({'; '.join(differences)}): give another --out, or the same command as before"
-        )
+        more = f"; and {len(differences) - SHOWN} more" if len(differences) > SHOWN else ""
+        raise InputError(f"{out} holds another run ({'; '.join(differences[:SHOWN])}{more}): give another --out, or the "
+                         "same command as before")  # fmt: skip
     try:
         run.restore(tensors, stored["numbers"])
     except (KeyError, RuntimeError, TypeError) as error:
@@ -47,8 +49,13 @@ def _differences(stored: Mapping[str, Any], asked: Mapping[str, Any], prefix: st
         if isinstance(was, dict) and isinstance(now, dict):
             found += _differences(was, now, f"{prefix}{key}." if key != "config" else "")
         elif was != now:
-            found.append(f"{prefix}{key} was {was}, now {now}")
+            found.append(f"{prefix}{key} was {_short(was)}, now {_short(now)}")
     return found
+
+
+def _short(value: Any) -> str:
+    text = str(value)
+    return text if len(text) <= LONGEST else f"{text[: LONGEST - 3]}..."
 
 
 def model_is_stale(out: Path) -> bool:

@@ -70,8 +70,10 @@ class Budget:
         return max(used + ([epochs / self.epochs] if self.epochs is not None else []))
 
     def __str__(self) -> str:
-        parts = [f"{self.minutes:g} minutes"] if self.minutes is not None else []
-        return " or ".join(parts + ([f"{self.epochs:g} epochs"] if self.epochs is not None else []))
+        parts = [f"{self.minutes:g} minute{'s' if self.minutes != 1 else ''}"] if self.minutes is not None else []
+        return " or ".join(
+            parts + ([f"{self.epochs:g} epoch{'s' if self.epochs != 1 else ''}"] if self.epochs is not None else [])
+        )
 
 
 def train_classifier(

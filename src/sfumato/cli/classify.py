@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from sfumato.cli.console import DeviceOption, FitOption, JsonOption, ModelArgument, SeedOption, counting, show
+from sfumato.cli.pictures import read_picture
 from sfumato.cli.score import some_images
 from sfumato.errors import InputError
 
@@ -57,9 +58,11 @@ def classify(
         raise InputError(f"-n {count} classifies nothing: give 1 or more")
     import torch
 
+    from sfumato.data.fit import check_fit
     from sfumato.defences.diffusion_classifier import ALPHA, DRAWS, classify, diffusion_classifier
     from sfumato.generator import Generator
 
+    check_fit(fit)
     generator = Generator.from_pretrained(model, device)
     chosen = None if data is None else some_images(generator, data, fit, count, seed)
     names = tuple(label or (chosen.classes if chosen is not None and generator.kinds.tokens else ()))
@@ -70,10 +73,8 @@ def classify(
         wanted = match_labels(classifier, chosen)  # before the work, which is long
         x = chosen.pixels(slice(0, len(chosen)))
     else:
-        from sfumato.editing import plan
-
         wanted = None
-        x = torch.stack([plan(generator.ladder, path, 0.0).image for path in images or ()]).clamp(0, 1)
+        x = torch.stack([read_picture(path, generator.ladder, fit) for path in images or ()])
     began = time.perf_counter()
     with counting("classifying") as progress:
         decision = classify(classifier, x, alpha=0.0 if whole else ALPHA, progress=progress)

@@ -9,16 +9,12 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from sfumato.cli.console import DeviceOption, JsonOption, ModelArgument, SeedOption, check_folder, counting, show
+from sfumato.cli.pictures import read_picture
 from sfumato.errors import InputError
 
 if TYPE_CHECKING:
-    from torch import Tensor
-
     from sfumato.defences import Purifier
     from sfumato.generator import Generator
-    from sfumato.ladder import Ladder
-
-_MODES = {1: "L", 3: "RGB", 4: "RGBA"}
 
 
 def purify(
@@ -52,7 +48,9 @@ def purify(
 
     generator = Generator.from_pretrained(model, device)
     purifier = purifier_of(generator, sigma, steps, sampler)
-    x = torch.stack([_read(path, generator.ladder) for path in images])  # all of them, before anything is written
+    x = torch.stack(
+        [read_picture(path, generator.ladder) for path in images]
+    )  # all of them, before anything is written
     began = time.perf_counter()
     with counting("purifying") as progress:
         clean = run(purifier, x, seed=seed, progress=progress)
@@ -101,27 +99,3 @@ def targets(images: list[Path], out: Path) -> list[Path]:
                 f"-o {str(out)!r}: {str(originals[file.resolve()])!r} would be written over: give another folder"
             )
     return found
-
-
-def _read(path: Path, ladder: Ladder) -> Tensor:
-    """(C, H, W) in [0, 1], of just the model's size and colours; a colour model takes grey images."""
-    import numpy as np
-    import torch
-
-    from sfumato.data.decode import Unreadable, open_image
-
-    if not path.is_file():
-        raise InputError(f"{str(path)!r} is no file, or none that can be seen: give picture files")
-    try:
-        image = open_image(path, alpha=ladder.channels == 4)
-    except Unreadable as error:
-        raise InputError(f"{str(path)!r} cannot be used: {error}; give an image that opens") from None
-    height, width = ladder.size
-    if image.size != (width, height):
-        raise InputError(f"{str(path)!r} is {image.width}x{image.height}, the model makes {width}x{height}: bring it to that "
-                         "size, or give a model of its own")  # fmt: skip
-    if ladder.channels == 1 and image.mode == "RGB" and np.ptp(np.asarray(image), axis=2).any():
-        raise InputError(f"{str(path)!r} is a colour image, the model makes grey ones: give a model that was trained "
-                         "on images in colour")  # fmt: skip
-    array = np.asarray(image.convert(_MODES[ladder.channels])).reshape(height, width, ladder.channels)
-    return torch.from_numpy(array.copy()).permute(2, 0, 1).float() / 255

@@ -190,8 +190,8 @@ class HardeningRun(Run):
 
     The guard, for method fast: every 50 steps the accuracy of images that are not trained on is taken, under the one
     step of training and under PGD. Where the latter falls while the former does not, training has found weights that
-    defeat this one step only (Wong et al. 2020, section 5): it goes back to the last weights for which that was not
-    so, and from there on takes the several steps of method pgd.
+    defeat this one step only (Wong et al. 2020, section 5): it goes back to the last weights that stood PGD as well
+    as the best, within half of the drop that alarms, and from there on takes the several steps of method pgd.
     """
 
     def __init__(
@@ -251,6 +251,8 @@ class HardeningRun(Run):
         )  # fmt: skip
         if not (self.good and several < self.highest - DROP and single > several + DROP):
             self.highest = max(self.highest, several)
+            if self.good and several < self.highest - DROP / 2:
+                return  # it may be sliding: nothing to go back to
             kept = {**self._weights(), **{f"average.{name}": tensor for name, tensor in self.average.items()}}
             self.good = {name: tensor.detach().clone() for name, tensor in kept.items()}
             return

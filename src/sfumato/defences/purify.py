@@ -200,7 +200,7 @@ def _shared_steps(ladder: Ladder, level: Level, steps: int) -> tuple[int, ...]:
     """Steps for each stage such that ``steps`` are made from ``level`` up; those below it make none and are given as 1."""
     left = ladder.stages - level.stage
     if steps < left:
-        raise InputError(f"{steps} steps are too few from this much noise: {left} stages are to be climbed, so give {left} or more")  # fmt: skip
+        raise InputError(f"{steps} steps are too few from this much noise: give {left} or more")  # fmt: skip
     upper = replace(ladder, stages=left, jumps=ladder.jumps[level.stage :], plain=ladder.plain[level.stage :])
     first, *rest = share_steps(upper, steps)
     low, here, high = flow_time(

@@ -181,13 +181,12 @@ def boundaries(subject: Subject) -> Section:
         Picture(image, f"decision regions, {name}")
         for image, name in zip(images, ("as trained", "smoothed"), strict=True)
     )
-    held = "Smoothing the boundary helps" if fell[1] < fell[0] else "In this run smoothing did not help"
     said = (
         f"First the classifier as trained. Then the same one, smoothed: {sizes.copies} noisy copies of an image (standard deviation "
         f"{SIGMA:g}) are denoised by the generator, classified, and their answers averaged. Every place in a picture is a mixture "
         "of the three images that stand in it.",
         f"An attack of L2 length {length:g} with exact gradients through all of it fools {fell[0]} of {len(few[0])} images as trained and "
-        f"{fell[1]} smoothed, all of which both get right without it. {held}. What it costs: of {len(x)} images {kept[0]} are right as "
+        f"{fell[1]} smoothed, all of which both get right without it; so few images tell little of the difference. What it costs: of {len(x)} images {kept[0]} are right as "
         f"trained, {kept[1]} smoothed. That an attack fails proves nothing; the next part does.",
     )
     folder = shlex.quote(str(subject.classifier_folder))

@@ -15,6 +15,7 @@ Draw = Callable[[int, int], Tensor]  # (number of the first, how many) -> (n, C,
 
 SAMPLES = 1000
 NOISE = 0.1  # standard deviation of p(x | z), in [0, 1] units
+ENOUGH = 10  # samples that must count for their spread to tell of an error
 _CHUNK = 128
 _A_DOUBLING = 4  # running estimates for each doubling of the samples
 
@@ -28,9 +29,12 @@ class Integral(NamedTuple):
 
     @property
     def error(self) -> Tensor:
-        """(B,) nats: the standard error that the samples themselves tell of. Where hardly more than one sample counts,
-        the estimate has not converged, and this is no measure of how far off it is: it is too low a likelihood."""
-        return (1 / self.effective - 1 / self.counts[-1]).clamp_min(0).sqrt()
+        """(B,) nats: the standard error that the samples themselves tell of; nan where fewer than 10 of them count.
+
+        Such an estimate has not converged: it is too low a likelihood, and its spread no measure of how far off it is.
+        """
+        spread = (1 / self.effective - 1 / self.counts[-1]).clamp_min(0).sqrt()
+        return spread.where(self.effective >= ENOUGH, torch.nan)
 
 
 def integral(draw: Draw, x: Tensor, samples: int = SAMPLES, std: float = NOISE) -> Integral:

@@ -40,5 +40,5 @@ class Budget:
 
     def __str__(self) -> str:
         if self.minutes is not None:
-            return f"{self.minutes:g} minutes"
+            return f"{self.minutes:g} minute{'s' if self.minutes != 1 else ''}"
         return f"{self.images:,} images" if self.images is not None else f"{self.steps:,} steps"
