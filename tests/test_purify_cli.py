@@ -68,6 +68,18 @@ def test_purify_writes_a_file_for_each_image(sfumato: Command, inside: Path):
     assert np.array(Image.open("other/x.png")).tolist() != np.array(Image.open("clean/x.png")).tolist()
 
 
+def test_purify_takes_folders(sfumato: Command, inside: Path) -> None:
+    made = generator(inside / "run")
+    for name in ("b.png", "a.bmp"):
+        draw(inside / "some" / name)
+    (inside / "some" / "results.json").write_text("{}")
+    shown = sfumato("purify", made, inside / "some", "-o", "clean", "--device", "cpu", "--json")
+    assert shown.status == 0, shown.err
+    assert [row["out"] for row in json.loads(shown.out)["images"]] == ["clean/a.png", "clean/b.png"]
+    (inside / "none").mkdir()
+    assert "is a folder without picture files" in sfumato("purify", made, inside / "none", "-o", "clean").sentence
+
+
 @pytest.mark.parametrize(("channels", "mode"), [(3, "RGB"), (4, "RGBA"), (3, "L")])
 def test_purify_keeps_the_colours_of_the_model(sfumato: Command, inside: Path, channels: int, mode: str):
     image = draw(inside / "x.png", mode=mode)

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from sfumato.cli.console import DeviceOption, FitOption, JsonOption, ModelArgument, SeedOption, counting, show
-from sfumato.cli.pictures import read_picture
+from sfumato.cli.pictures import picture_files, read_picture
 from sfumato.cli.score import some_images
 from sfumato.errors import InputError
 
@@ -23,7 +23,8 @@ SHOWN = 3  # classes named for each image
 def classify(
     model: ModelArgument,
     images: Annotated[
-        list[Path] | None, typer.Argument(metavar="[IMAGES]...", help="Picture files.", show_default=False)
+        list[Path] | None,
+        typer.Argument(metavar="[IMAGES]...", help="Picture files, or folders of them.", show_default=False),
     ] = None,
     data: Annotated[
         str | None,
@@ -63,6 +64,7 @@ def classify(
     from sfumato.generator import Generator
 
     check_fit(fit)
+    files = picture_files(images or [])
     generator = Generator.from_pretrained(model, device)
     chosen = None if data is None else some_images(generator, data, fit, count, seed)
     names = tuple(label or (chosen.classes if chosen is not None and generator.kinds.tokens else ()))
@@ -74,7 +76,7 @@ def classify(
         x = chosen.pixels(slice(0, len(chosen)))
     else:
         wanted = None
-        x = torch.stack([read_picture(path, generator.ladder, fit) for path in images or ()])
+        x = torch.stack([read_picture(path, generator.ladder, fit) for path in files])
     began = time.perf_counter()
     with counting("classifying") as progress:
         decision = classify(classifier, x, alpha=0.0 if whole else ALPHA, progress=progress)
@@ -84,7 +86,7 @@ def classify(
         "model": model, "classes": list(classifier.labels), "passes_an_image": passes, "seconds_an_image": seconds,
     }  # fmt: skip
     if wanted is None:
-        result["images"], lines = _each(classifier, decision, [str(path) for path in images or ()])
+        result["images"], lines = _each(classifier, decision, [str(path) for path in files])
     else:
         from sfumato.classifiers import Accuracy
 

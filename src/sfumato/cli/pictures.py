@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -13,6 +14,28 @@ if TYPE_CHECKING:
     from sfumato.ladder import Ladder
 
 _MODES = {1: "L", 3: "RGB", 4: "RGBA"}
+
+
+def picture_files(paths: Sequence[Path]) -> list[Path]:
+    """The files themselves, and in the place of a folder the picture files right in it, by name.
+
+    Raises:
+        InputError: a folder without any, or one that cannot be read.
+    """
+    from sfumato.data.listing import listed
+
+    found: list[Path] = []
+    for path in paths:
+        try:
+            inside = listed(path)[1] if path.is_dir() else [path]
+        except OSError as error:
+            raise InputError(f"{str(path)!r} cannot be read ({error.strerror}): give picture files") from None
+        if not inside:
+            raise InputError(
+                f"{str(path)!r} is a folder without picture files: give some, or the folder that holds them"
+            )
+        found += inside
+    return found
 
 
 def read_picture(path: Path, ladder: Ladder, fit: str | None = None) -> Tensor:

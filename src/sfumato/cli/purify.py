@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from sfumato.cli.console import DeviceOption, JsonOption, ModelArgument, SeedOption, check_folder, counting, show
-from sfumato.cli.pictures import read_picture
+from sfumato.cli.pictures import picture_files, read_picture
 from sfumato.errors import InputError
 
 if TYPE_CHECKING:
@@ -19,7 +19,9 @@ if TYPE_CHECKING:
 
 def purify(
     model: ModelArgument,
-    images: Annotated[list[Path], typer.Argument(metavar="IMAGES...", help="Picture files.", show_default=False)],
+    images: Annotated[
+        list[Path], typer.Argument(metavar="IMAGES...", help="Picture files, or folders of them.", show_default=False)
+    ],
     out: Annotated[Path, typer.Option("-o", "--out", help="Folder for the pictures, a .png for each.")],
     sigma: Annotated[
         float | None,
@@ -37,6 +39,7 @@ def purify(
 ) -> None:
     """Wash small perturbations out of images: noise them, and let a generator denoise them. No promise: see audit --purify."""
     check_folder(out)
+    images = picture_files(images)
     files = targets(images, out)
     import torch
     from PIL import Image
