@@ -91,6 +91,8 @@ def main() -> None:
     parser.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", help="for arm ladder")
     chosen = parser.parse_args()
     machine.set_threads(chosen.threads)
+    if chosen.threads == 1:
+        machine.count_processor_seconds()
     settings = dict(pair.split("=", 1) for pair in chosen.set)
     print(json.dumps(train_here(chosen.arm, chosen.seconds, chosen.seed, chosen.out, settings, chosen.data)))
 
