@@ -109,7 +109,8 @@ def harden(
     with waiting("drawing the boundaries"):
         views = picture(before, after, x, y, norm=norm, eps=radius, names=names, seed=seed)
     described = read_description(out)
-    follow = _follow(classifier, out, data, norm, eps, described["training"], generator)
+    own = ["--data", data, *(["--fit", fit] if fit != "crop" else [])]
+    follow = _follow(classifier, out, [*own, "--norm", norm, "--eps", eps], own, described["training"], generator)
     found = report(
         first, second, classifier=classifier, hardened=out, data=data, norm=norm, eps=radius, images=len(x), seed=seed,
         training=described["training"], test=described["test"],
@@ -138,17 +139,17 @@ def _tested(classifier: Any, data: str, fit: str, count: int) -> Any:
 
 
 def _follow(
-    classifier: str, out: str, data: str, norm: str, eps: str, training: dict[str, Any], generator: str | None
+    classifier: str, out: str, threat: list[str], data: list[str], training: dict[str, Any], generator: str | None
 ) -> list[str]:
     """The commands that tell what hardening was worth: two audits, or two certifications of what was trained with noise."""
     names = (_name(classifier), _name(out))
     if "noise" not in training:
-        how = ["--data", data, "--norm", norm, "--eps", eps]
+        how = threat
         more: list[list[str]] = [[], ["--baseline", f"{names[0]}-report/report.json"]]
         words, kind = ["sfumato", "audit"], "report"
     else:
         front = ["--generator", generator] if generator and "denoiser" in training["hardening"] else []
-        how = ["--data", data, "--sigma", f"{training['noise']:g}", *front]
+        how = [*data, "--sigma", f"{training['noise']:g}", *front]
         more, words, kind = [[], []], ["sfumato", "certify"], "cert"
     both = zip((classifier, out), names, more, strict=True)
     return [shlex.join([*words, path, *how, *extra, "-o", f"{name}-{kind}"]) for path, name, extra in both]
