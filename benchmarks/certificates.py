@@ -27,7 +27,7 @@ import numpy as np
 
 from benchmarks import machine, records
 from benchmarks.features import test_data, training_data
-from benchmarks.trial import FASHION, runs_folder, train_apart
+from benchmarks.trial import FASHION, runs_folder, train_apart, used_up
 from sfumato.classifiers import Classifier, evaluate_classifier, load_classifier, training_steps
 from sfumato.defences import certified, certify, guaranteed, hardening_steps
 from sfumato.generator import Generator
@@ -52,8 +52,7 @@ def plain_classifier(seconds: float, noise: float, seed: int, folder: Path, data
     """A small classifier trained for so long, with noise or without."""
     train, test = training_data(data), test_data(data)
     out = folder / f"certificates-{_prefix(data)}{seconds:g}s-noise{noise:g}-seed{seed}"
-    for _ in training_steps(train, out, minutes=seconds / 60, noise=noise, seed=seed, device="cpu", test=test):
-        pass
+    used_up(training_steps(train, out, minutes=seconds / 60, noise=noise, seed=seed, device="cpu", test=test))
     return load_classifier(out, "cpu")
 
 
@@ -61,11 +60,10 @@ def tuned_classifier(
     plain: Classifier, generator: Generator, sigma: float, seconds: float, seed: int, out: Path, data: str
 ) -> Classifier:
     """The plain classifier trained on for so long, on noisy images as the denoiser gives them."""
-    for _ in hardening_steps(
+    used_up(hardening_steps(
         plain, training_data(data), out, method="denoised", eps=sigma, generator=generator, minutes=seconds / 60, seed=seed,
         test=test_data(data),
-    ):  # fmt: skip
-        pass
+    ))  # fmt: skip
     return load_classifier(out, "cpu")
 
 
@@ -174,7 +172,7 @@ def main() -> None:
         for arm in chosen.arms:
             for sigma in chosen.sigmas:
                 wanted = {key: getattr(chosen, key) for key in KEYS[3:]} | {"data": test_data(chosen.data).name}
-                wanted |= {} if arm in DENOISED else {"generator_seconds": 0.0}
+                wanted["generator_seconds"] = chosen.generator_seconds if arm in DENOISED else 0.0
                 if chosen.again or not records.has(records.read(NAME), arm=arm, sigma=sigma, **wanted):
                     record = measure(arm, sigma, chosen, folder)
                     records.append(NAME, record)

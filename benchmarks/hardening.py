@@ -19,7 +19,6 @@ import argparse
 import statistics
 import time
 from collections import Counter
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -27,7 +26,7 @@ import numpy as np
 
 from benchmarks import machine, records
 from benchmarks.report import grid
-from benchmarks.trial import runs_folder
+from benchmarks.trial import runs_folder, used_up
 from sfumato.attacks import standard
 from sfumato.classifiers import (
     Classifier,
@@ -49,12 +48,6 @@ METHODS = {"generated": "trades"}  # what an arm that is no method's name harden
 KEYS = ("data", "method", "norm", "eps", "seconds", "plain_seconds", "seed", "images")
 SETTING = ("data", "norm", "eps", "seconds", "plain_seconds", "images")
 MEASURED = 200  # images on which smoothness is measured
-
-
-def used_up(steps: Iterator[Any]) -> None:
-    """A training to its end."""
-    for _ in steps:
-        pass
 
 
 def trained(method: str, seed: int, chosen: argparse.Namespace, train: ImageSet, test: ImageSet, folder: Path) -> Path:

@@ -15,7 +15,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -30,6 +30,12 @@ def runs_folder(chosen: str | None) -> Path:
     if chosen:
         return Path(chosen)
     return Path(os.environ.get("SFUMATO_CACHE") or tempfile.gettempdir()) / "sfumato-benchmarks"
+
+
+def used_up(steps: Iterator[Any]) -> None:
+    """A training to its end."""
+    for _ in steps:
+        pass
 
 
 def train_apart(

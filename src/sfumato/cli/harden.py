@@ -110,7 +110,7 @@ def harden(
         views = picture(before, after, x, y, norm=norm, eps=radius, names=names, seed=seed)
     described = read_description(out)
     own = ["--data", data, *(["--fit", fit] if fit != "crop" else [])]
-    follow = _follow(classifier, out, [*own, "--norm", norm, "--eps", eps], own, described["training"], generator)
+    follow = _follow(classifier, out, own, ["--norm", norm, "--eps", eps], described["training"], generator)
     found = report(
         first, second, classifier=classifier, hardened=out, data=data, norm=norm, eps=radius, images=len(x), seed=seed,
         training=described["training"], test=described["test"],
@@ -139,12 +139,12 @@ def _tested(classifier: Any, data: str, fit: str, count: int) -> Any:
 
 
 def _follow(
-    classifier: str, out: str, threat: list[str], data: list[str], training: dict[str, Any], generator: str | None
+    classifier: str, out: str, data: list[str], threat: list[str], training: dict[str, Any], generator: str | None
 ) -> list[str]:
     """The commands that tell what hardening was worth: two audits, or two certifications of what was trained with noise."""
     names = (_name(classifier), _name(out))
     if "noise" not in training:
-        how = threat
+        how = [*data, *threat]
         more: list[list[str]] = [[], ["--baseline", f"{names[0]}-report/report.json"]]
         words, kind = ["sfumato", "audit"], "report"
     else:

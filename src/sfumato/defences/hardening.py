@@ -234,7 +234,7 @@ class HardeningRun(Run):
         if self.denoise is None:
             return x, y
         with torch.no_grad():
-            return self.denoise(x, self.settings["noise"]).to(x.device), y
+            return self.denoise(x, self.settings["noise"]), y
 
     def advance(self, fraction: float) -> None:
         """One step, and what follows it."""
