@@ -22,7 +22,7 @@ from torch import Tensor
 
 from benchmarks import machine
 from benchmarks.trial import FASHION, runs_folder
-from sfumato import weights
+from sfumato.core import checkpoint
 from sfumato.data import ImageSet, load
 from sfumato.metrics import classifier
 from sfumato.metrics.distances import frechet_distance, moments
@@ -52,7 +52,7 @@ class Features:
         self.model = classifier.SmallClassifier(data.channels, len(data.classes)).eval().requires_grad_(False)
         if not file.exists():
             self._build(data, file)
-        tensors, self.identity = weights.read(file)
+        tensors, self.identity = checkpoint.read(file)
         self.reference = tensors.pop("mean"), tensors.pop("covariance")
         self.model.load_state_dict(tensors)
         self.model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
@@ -65,7 +65,7 @@ class Features:
         state = self.model.state_dict()
         digest = hashlib.sha256(b"".join(value.contiguous().numpy().tobytes() for value in state.values()))
         identity = {"features": f"classifier-{digest.hexdigest()[:8]}", "reference": data.fingerprint()}
-        weights.write_tensors(file, {**state, "mean": mean, "covariance": covariance}, identity)
+        checkpoint.write_tensors(file, {**state, "mean": mean, "covariance": covariance}, identity)
 
     @torch.no_grad()
     def features(self, pixels: Tensor) -> Tensor:

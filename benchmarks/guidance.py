@@ -20,9 +20,9 @@ import torch
 
 from benchmarks import machine, records
 from sfumato import recipes
+from sfumato.core.pictures import to_bytes
 from sfumato.data import ImageSet, load
 from sfumato.metrics import Retrieval, compare, find_judge, reference_features
-from sfumato.pictures import to_bytes
 from sfumato.training.contrastive import captions_of
 
 NAME = "guidance"

@@ -22,11 +22,11 @@ from torch import Tensor
 from benchmarks import machine, records
 from benchmarks.features import Features, test_data
 from benchmarks.trial import runs_folder
-from sfumato import pictures
 from sfumato.classifiers import Accuracy
+from sfumato.core import pictures
+from sfumato.core.files import finite
 from sfumato.data import ImageSet, load
 from sfumato.defences.diffusion_classifier import ALPHA, DRAWS, classify, diffusion_classifier
-from sfumato.files import finite
 from sfumato.generator import Generator
 from sfumato.likelihood import auroc, integration_figure, png_bits
 

@@ -20,10 +20,10 @@ from typing import Any
 
 from benchmarks import machine, records
 from benchmarks.guidance import fingerprint
+from sfumato.core.pictures import grid, named_rows, save
 from sfumato.data import ImageSet, load
 from sfumato.generator import Generator, packaged
 from sfumato.metrics import evaluate
-from sfumato.pictures import grid, named_rows, save
 
 NAME = "packaged"
 FEATURES = ("effnet-lite0",)

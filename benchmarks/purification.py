@@ -1,7 +1,7 @@
 """Purification on Fashion-MNIST (32x32, padded): what it is worth under exact gradients, and what weaker attacks make of it.
 
 A small classifier that never saw noise, behind sfumato's generator, under the protocol of
-``sfumato.defences.purification_protocol``: four numbers (average over draws of the noise, right all of ten times,
+``sfumato.defences.purification.protocol``: four numbers (average over draws of the noise, right all of ten times,
 majority, noise known to the attacker) for every attack, beside the bare classifier. ``--arms diffusion-classifier`` attacks
 the generator as a classifier, by exact gradients through all its draws. A line in ``results/purification.jsonl`` is one
 arm, and ``table`` prints them. About six seconds an image and norm at the defaults, on one core.
@@ -29,7 +29,7 @@ from sfumato.attacks.norms import NORMS
 from sfumato.audit.purification import table as rows_of
 from sfumato.classifiers.accuracy import Accuracy
 from sfumato.defences import Effort, Purifier, diffusion_classifier, purification_protocol
-from sfumato.defences.purify import SAMPLER, SIGMA, STEPS
+from sfumato.defences.purification.purifier import SAMPLER, SIGMA, STEPS
 
 NAME = "purification"
 ARMS = ("purified", "diffusion-classifier")

@@ -18,8 +18,8 @@ from typing import Any
 import numpy as np
 
 from benchmarks import certificates, records
-from sfumato.defences.betting import SequentialTest, verdicts
-from sfumato.defences.certificates import clopper_pearson, default_radii, level
+from sfumato.defences.smoothing.certificates import clopper_pearson, default_radii, level
+from sfumato.defences.smoothing.sequential_test import SequentialTest, verdicts
 
 NAME = "sequential"
 COHEN = 100_000  # draws of Cohen et al. 2019

@@ -31,10 +31,10 @@ from benchmarks import machine, records
 from benchmarks.trial import STATS, runs_folder
 from sfumato.conditions import Condition
 from sfumato.conditions.text import LatentStore, find_encoder
+from sfumato.core.pictures import grid, named_rows, save, to_bytes
 from sfumato.data import ImageSet, load
 from sfumato.metrics import frechet_distance, reference_features
 from sfumato.metrics.retrieval import Retrieval, find_judge
-from sfumato.pictures import grid, named_rows, save, to_bytes
 
 NAME = "text_to_image"
 ARMS = ("ladder", "cascade", "diffusers")

@@ -19,7 +19,7 @@ from sfumato.attacks.losses import cross_entropy, dlr, margin, reached, targeted
 from sfumato.attacks.norms import dual, norm_of
 from sfumato.attacks.verify import fooled, verified
 from sfumato.classifiers import Classifier
-from sfumato.errors import InputError
+from sfumato.core.errors import InputError
 
 Attack = Callable[..., Tensor]
 

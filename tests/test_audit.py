@@ -23,9 +23,9 @@ from sfumato.audit.flags import AMBER, GREEN, GREY, RED
 from sfumato.audit.summary import passes, samples, size
 from sfumato.classifiers import BudgetExceeded, Classifier
 from sfumato.classifiers.accuracy import Accuracy
+from sfumato.core.errors import InputError
+from sfumato.core.parts import FOLDER
 from sfumato.data import ImageSet
-from sfumato.errors import InputError
-from sfumato.parts import FOLDER
 
 SIDE = 8
 EPS = 2 / 255

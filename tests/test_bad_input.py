@@ -281,7 +281,7 @@ def test_a_full_disk_and_no_permission(
     def refuse(*_: object) -> None:
         raise OSError(number, "as the system says")
 
-    monkeypatch.setattr("sfumato.files._flush", refuse)
+    monkeypatch.setattr("sfumato.core.files._flush", refuse)
     assert words in sfumato("sample", "run", "-n", "2", "-o", "out.png").sentence
     assert words in sfumato("sample", "run", "-n", "2", "-o", "out.npz").sentence
     trained = sfumato("train", "--data", "digits", "--set", "batch=16", "--steps", "6", "--out", "run")

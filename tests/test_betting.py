@@ -9,7 +9,14 @@ import pytest
 from scipy.integrate import quad
 from scipy.stats import beta, binom, norm
 
-from sfumato.defences.betting import Bets, SequentialTest, draws_needed, log_evidence, lower_bound, verdicts
+from sfumato.defences.smoothing.sequential_test import (
+    Bets,
+    SequentialTest,
+    draws_needed,
+    log_evidence,
+    lower_bound,
+    verdicts,
+)
 
 LEVELS = tuple(float(q) for q in norm.cdf([0, 0.5, 1, 1.5, 2]))
 

@@ -33,7 +33,7 @@ from sfumato.boundary.colours import Colours, church_window
 from sfumato.boundary.toys import TOYS, ball_lattice
 from sfumato.boundary.views import MOST_REACH, chosen, window_reach
 from sfumato.classifiers import Classifier
-from sfumato.errors import InputError
+from sfumato.core.errors import InputError
 
 SHAPE = (1, 6, 6)
 

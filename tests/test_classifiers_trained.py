@@ -14,13 +14,14 @@ from safetensors.torch import save_file
 from test_classifiers import pictures, small_network
 from torch import Tensor
 
-from sfumato import classifiers, weights
+from sfumato import classifiers
 from sfumato.classifiers import Classifier, find_classifier
 from sfumato.classifiers.accuracy import Accuracy
 from sfumato.classifiers.networks import NETWORKS
 from sfumato.classifiers.run import augment
+from sfumato.core import checkpoint
+from sfumato.core.errors import InputError
 from sfumato.data import ImageSet, load
-from sfumato.errors import InputError
 
 # -- training, saving ---------------------------------------------------------------------------------------------------
 
@@ -53,7 +54,7 @@ def half_trained(folder: Path, **budget: float) -> None:
 def test_a_stopped_training_ends_with_the_same_weights(tmp_path: Path):
     whole = classifiers.train_classifier("digits", tmp_path / "whole", epochs=0.75, device="cpu")
     half_trained(tmp_path / "parts", epochs=0.75)
-    assert not (tmp_path / "parts" / weights.MODEL).exists()
+    assert not (tmp_path / "parts" / checkpoint.MODEL).exists()
     steps = list(classifiers.training_steps("digits", tmp_path / "parts", epochs=0.75, device="cpu"))
     assert steps[0].step == 6 and steps[-1].step == 12
     parts = classifiers.load_classifier(tmp_path / "parts", "cpu")
@@ -94,9 +95,9 @@ def saved(tmp_path: Path) -> Path:
 
 
 def test_hostile_files_are_refused(saved: Path):
-    file = saved / weights.MODEL
+    file = saved / checkpoint.MODEL
     good = file.read_bytes()
-    mapped, description = weights.read(file)
+    mapped, description = checkpoint.read(file)
     tensors = {name: tensor.clone() for name, tensor in mapped.items()}  # the file is about to be written over
     file.write_bytes(pickle.dumps({"weights": [1, 2]}))
     with pytest.raises(InputError, match="damaged, or no safetensors"):
@@ -112,10 +113,10 @@ def test_hostile_files_are_refused(saved: Path):
         {"labels": ["a", "a", "b"]}, {"labels": "abc"}, {"labels": [1, 2, 3]}, {"size": [8]}, {"size": [8, -1]},
         {"size": [8, 10**9]}, {"channels": -1}, {"mean": ["a"]}, {"std": [0.0]}, {"mean": None}, {"channels": 10**7},
     ):  # fmt: skip
-        weights.write(saved, tensors, {**description, **change})
+        checkpoint.write(saved, tensors, {**description, **change})
         with pytest.raises(InputError):
             find_classifier(saved, "cpu")
-    weights.write(saved, {**tensors, "head.bias": torch.zeros(4)}, description)
+    checkpoint.write(saved, {**tensors, "head.bias": torch.zeros(4)}, description)
     with pytest.raises(InputError, match="does not fit its network"):
         find_classifier(saved, "cpu")
 

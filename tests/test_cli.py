@@ -237,7 +237,7 @@ def test_sample_writes_single_files_and_arrays(sfumato: Command, inside: Path, d
 
 def test_sample_is_what_the_library_draws(sfumato: Command, inside: Path, digits_run: Path) -> None:
     from sfumato import Generator
-    from sfumato.pictures import to_bytes
+    from sfumato.core.pictures import to_bytes
 
     assert (
         sfumato("sample", digits_run, "-n", "3", "--seed", "9", "--sampler", "ancestral", "-o", "out.npz").status == 0

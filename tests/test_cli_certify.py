@@ -15,7 +15,8 @@ from PIL import Image
 from sfumato.classifiers import Classifier, train_classifier
 from sfumato.conditions import Kinds
 from sfumato.config import Config
-from sfumato.defences import certification, certify
+from sfumato.defences import certify
+from sfumato.defences.smoothing import certification
 from sfumato.generator import Generator
 
 

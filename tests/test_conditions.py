@@ -10,9 +10,9 @@ import torch
 from torch import Tensor
 
 from sfumato.conditions import Condition, Kinds
+from sfumato.core.errors import InputError
 from sfumato.denoisers import Denoiser
 from sfumato.denoisers.layers import TextAttention
-from sfumato.errors import InputError
 from sfumato.ladder import Ladder
 
 WIDTH = 12

@@ -12,7 +12,7 @@ from oracles import TINY
 
 from sfumato.conditions import Condition, Kinds
 from sfumato.config import PRESETS, Config, preset
-from sfumato.errors import InputError
+from sfumato.core.errors import InputError
 
 
 @pytest.mark.parametrize(

@@ -16,8 +16,8 @@ from text_models import save_bert, save_clip_pair, save_t5
 from torch import Tensor
 
 from sfumato.conditions.image import CLIP_MEAN, CLIP_STD, ConvEncoder, ImageTextModel, find_image_text
+from sfumato.core.errors import InputError
 from sfumato.data import ImageSet
-from sfumato.errors import InputError
 from sfumato.training.contrastive import Truth, augment, contrastive_loss, contrastive_steps
 
 

@@ -23,13 +23,13 @@ from torch import Tensor
 from sfumato import recipes
 from sfumato.conditions import Kinds
 from sfumato.conditions.image import TransformersClip
+from sfumato.core.errors import InputError
 from sfumato.data import ImageSet
-from sfumato.errors import InputError
+from sfumato.engine.budget import Budget
 from sfumato.recipes import RECIPES
 from sfumato.recipes.dalle2 import DallE2, slerp
 from sfumato.recipes.dalle2_training import SPREAD, Embeddings
 from sfumato.recipes.prior import Prior, PriorRun, sample_vectors
-from sfumato.training.budget import Budget
 from sfumato.training.small import small_steps
 
 SIDE = 16

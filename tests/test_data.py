@@ -14,10 +14,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
+from sfumato.core.errors import InputError
 from sfumato.data import SOURCES, ImageSet, check, fit_array, load, suggest_size
 from sfumato.data.decode import hash_split
 from sfumato.data.fit import fit_image
-from sfumato.errors import InputError
 
 pytestmark = pytest.mark.usefixtures("own_cache")
 DEBIAN = Path("/usr/share/datasets/fashion-mnist")

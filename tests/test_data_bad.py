@@ -13,10 +13,10 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from sfumato.core.errors import InputError
 from sfumato.data import check, load
 from sfumato.data import decode as decoding
 from sfumato.data.decode import Unreadable, open_image
-from sfumato.errors import InputError
 
 pytestmark = pytest.mark.usefixtures("own_cache")
 

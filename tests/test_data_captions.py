@@ -30,10 +30,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
+from sfumato.core.errors import InputError
 from sfumato.data import ImageSet, captioned_grid, check, load, preview
 from sfumato.data.captions import MOST, VARIANTS, variants
 from sfumato.data.decode import hash_split
-from sfumato.errors import InputError
 
 pytestmark = pytest.mark.usefixtures("own_cache")
 

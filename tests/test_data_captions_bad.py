@@ -11,8 +11,8 @@ import pytest
 from captioned import picture, pictures, plain, rows, texts_by_image, write
 from conftest import Command
 
+from sfumato.core.errors import InputError
 from sfumato.data import check, load
-from sfumato.errors import InputError
 
 pytestmark = pytest.mark.usefixtures("own_cache")
 

@@ -12,8 +12,8 @@ import pytest
 from captioned import SHARED, needs_shared
 from conftest import Command
 
+from sfumato.core.errors import InputError
 from sfumato.data import load
-from sfumato.errors import InputError
 
 pytestmark = pytest.mark.usefixtures("own_cache")
 

@@ -13,8 +13,8 @@ import pytest
 from PIL import Image
 from test_data import labels_of, noise
 
+from sfumato.core.errors import InputError
 from sfumato.data import check, load
-from sfumato.errors import InputError
 
 pytestmark = pytest.mark.usefixtures("own_cache")
 

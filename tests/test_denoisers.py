@@ -10,9 +10,9 @@ from torch import Tensor
 
 from sfumato.conditions import Condition, Kinds
 from sfumato.config import Config, preset
+from sfumato.core.errors import InputError
 from sfumato.denoisers import NETWORKS, Denoiser
 from sfumato.denoisers.unet import _places
-from sfumato.errors import InputError
 from sfumato.ladder import Ladder, coarse
 from sfumato.training.objective import measure
 

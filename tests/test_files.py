@@ -17,10 +17,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
-from sfumato import files
-from sfumato.errors import InputError
-from sfumato.files import atomic, atomic_write
-from sfumato.pictures import grid, named_rows, save, to_bytes
+from sfumato.core import files
+from sfumato.core.errors import InputError
+from sfumato.core.files import atomic, atomic_write
+from sfumato.core.pictures import grid, named_rows, save, to_bytes
 
 
 @contextmanager
@@ -136,7 +136,7 @@ def test_what_a_killed_writer_left_is_swept_away(tmp_path: Path) -> None:
     path = tmp_path / "x.bin"
     path.write_bytes(b"old")
     code = (
-        "import os, sys; from sfumato.files import atomic\n"
+        "import os, sys; from sfumato.core.files import atomic\n"
         "with atomic(sys.argv[1]) as t:\n    t.write_bytes(b'half'); os.kill(os.getpid(), 9)"
     )
     environment = {**os.environ, "PYTHONPATH": str(Path(files.__file__).parents[1])}

@@ -12,7 +12,7 @@ from oracles import TINY
 
 from sfumato.conditions import Condition, Kinds
 from sfumato.config import Config
-from sfumato.errors import InputError
+from sfumato.core.errors import InputError
 from sfumato.generator import Generator, to_pixels
 from sfumato.guidance import Guidance
 from sfumato.samplers import SAMPLERS

@@ -7,7 +7,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from sfumato.errors import InputError
+from sfumato.core.errors import InputError
 from sfumato.guidance import Guidance, dynamic_threshold, guided, push, rescale
 from sfumato.samplers import Denoise
 

@@ -13,16 +13,16 @@ import torch.nn.functional as F
 from test_cli_certify import generator
 from torch import Tensor, nn
 
-from sfumato import weights
 from sfumato.classifiers import NETWORKS, Classifier, load_classifier, read_description, save_classifier
 from sfumato.classifiers.run import Moment, Network
+from sfumato.core import checkpoint
+from sfumato.core.errors import InputError
 from sfumato.data import ImageSet, load
-from sfumato.defences import adversarial_training as at
-from sfumato.defences import hardening
-from sfumato.defences.adversarial_training import METHODS, NOISY, Threat, maximise, trades_loss
-from sfumato.errors import InputError
+from sfumato.defences.hardening import adversarial_training as at
+from sfumato.defences.hardening import harden as hardening
+from sfumato.defences.hardening.adversarial_training import METHODS, NOISY, Threat, maximise, trades_loss
+from sfumato.engine.resume import STATE
 from sfumato.generator import Generator
-from sfumato.resume import STATE
 
 DIGITS = tuple("0123456789")
 DONE = Moment(seed=3, fraction=1.0)  # eps is what it is to be
@@ -262,7 +262,7 @@ def test_a_stopped_hardening_ends_with_the_same_weights(
     for progress in hardening.hardening_steps(clf, "digits", tmp_path / "parts", **how):
         if progress.step == 4:
             break  # what is left of the generator is closed: as after Ctrl-C
-    assert (tmp_path / "parts" / STATE).exists() and not (tmp_path / "parts" / weights.MODEL).exists()
+    assert (tmp_path / "parts" / STATE).exists() and not (tmp_path / "parts" / checkpoint.MODEL).exists()
     steps = list(hardening.hardening_steps(clf, "digits", tmp_path / "parts", **how))
     assert steps[0].step == 5
     assert same(whole, load_classifier(tmp_path / "parts", "cpu")) and not same(whole, clf)

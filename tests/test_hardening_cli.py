@@ -15,16 +15,16 @@ from conftest import Command, write_images
 from PIL import Image
 from test_cli_certify import generator
 
-from sfumato import weights
 from sfumato.boundary import figure
 from sfumato.classifiers import load_classifier, train_classifier
-from sfumato.defences import generated
-from sfumato.resume import STATE
+from sfumato.core import checkpoint
+from sfumato.defences.hardening import generated
+from sfumato.engine.resume import STATE
 
 HOW = ("--data", "digits", "--eps", "0.1", "--epochs", "1", "-n", "20", "--device", "cpu")
 
 
-smoothness = sys.modules["sfumato.defences.smoothness"]  # the package has a function of this name
+smoothness = sys.modules["sfumato.defences.hardening.smoothness"]  # the package has a function of this name
 
 
 @pytest.fixture(scope="module")
@@ -129,7 +129,7 @@ def test_a_killed_hardening_goes_on(sfumato: Command, inside: Path, clf: Path, m
     ]
     program = """
 import os, signal, sys, torch
-import sfumato.classifiers.training as training, sfumato.defences.generated as generated
+import sfumato.classifiers.training as training, sfumato.defences.hardening.generated as generated
 from sfumato.cli import main
 training.CHECKPOINT_SECONDS, save, saved = 0.0, training._save, []
 def save_and_die(run, out):
@@ -143,7 +143,7 @@ main(sys.argv[1:])
 """
     ended = subprocess.run([sys.executable, "-c", program, *words], capture_output=True, text=True)
     assert ended.returncode == -signal.SIGKILL, ended.stderr
-    assert weights.read(inside / "clf2" / STATE)[1]["numbers"]["step"] == 3
+    assert checkpoint.read(inside / "clf2" / STATE)[1]["numbers"]["step"] == 3
     assert not (inside / "clf2" / "model.safetensors").exists()
     drawn = (inside / "clf2" / generated.FILE).read_bytes()
     monkeypatch.setattr(generated, "surest", lambda _, images, labels: (torch.arange(len(images)), labels, len(images)))

@@ -12,13 +12,14 @@ from test_cli_certify import generator
 from test_hardening import DIGITS, same
 from torch import Tensor
 
-from sfumato import weights
 from sfumato.classifiers import NETWORKS, Classifier, read_description
 from sfumato.classifiers.run import Moment, Network
-from sfumato.defences import adversarial_training as at
-from sfumato.defences import generated, hardening
-from sfumato.defences.adversarial_training import METHODS, Threat
-from sfumato.errors import InputError
+from sfumato.core import checkpoint
+from sfumato.core.errors import InputError
+from sfumato.defences.hardening import adversarial_training as at
+from sfumato.defences.hardening import generated
+from sfumato.defences.hardening import harden as hardening
+from sfumato.defences.hardening.adversarial_training import METHODS, Threat
 from sfumato.generator import Generator
 
 
@@ -91,8 +92,8 @@ def test_images_are_drawn_once_balanced_and_kept(tmp_path: Path, painter: Painte
     del told[:]
     again = generated.draw_pool(painter, reverse, file, **how, progress=lambda *_: told.append(_))
     assert torch.equal(again.images, pool.images) and not told
-    tensors, stored = weights.read(file)
-    weights.write_tensors(file, {"images": tensors["images"][:200].clone()}, stored)
+    tensors, stored = checkpoint.read(file)
+    checkpoint.write_tensors(file, {"images": tensors["images"][:200].clone()}, stored)
     assert torch.equal(generated.draw_pool(painter, reverse, file, **how).images, pool.images)
     with pytest.raises(InputError, match="another generator"):
         generated.draw_pool(painter, reverse, file, **{**how, "identity": {"of": 2}})

@@ -11,8 +11,15 @@ from test_hardening import images, linear, random_linear
 from torch import Tensor
 
 from sfumato.classifiers import Classifier
-from sfumato.defences.smoothness import alignments, distances, gradient_norms, linearity_gaps, smoothness, table
-from sfumato.errors import InputError
+from sfumato.core.errors import InputError
+from sfumato.defences.hardening.smoothness import (
+    alignments,
+    distances,
+    gradient_norms,
+    linearity_gaps,
+    smoothness,
+    table,
+)
 
 NORMS = {"Linf": lambda w: np.abs(w).sum(), "L2": lambda w: np.sqrt((w**2).sum())}  # each norm's dual
 EPS = 0.05

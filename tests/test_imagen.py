@@ -18,8 +18,8 @@ from oracles import TINY, pictures
 from safetensors.torch import load_file
 
 from sfumato import recipes, training_steps
+from sfumato.core.errors import InputError
 from sfumato.data import ImageSet
-from sfumato.errors import InputError
 from sfumato.generator import Generator
 from sfumato.guidance import Guidance
 from sfumato.recipes import RECIPES, cascade_training, imagen
@@ -158,7 +158,7 @@ def test_the_budget_is_shared_by_the_rule(tmp_path: Path):
 
 @pytest.mark.parametrize(("steps", "count"), [(8, 2), (3, 3), (17, 3), (2, 2), (1001, 3)])
 def test_no_step_is_lost_in_sharing(steps: int, count: int):
-    from sfumato.training.budget import Budget
+    from sfumato.engine.budget import Budget
 
     for name in ("steps", "images"):
         parts = [part[name] for part in cascade_training._shared(Budget(**{name: steps}), count)]

@@ -10,9 +10,9 @@ import torch
 from scipy.stats import binomtest
 from torch import Tensor
 
+from sfumato.audit.invariance import DEGREES, Change, grids, measure, shift_of
 from sfumato.classifiers import Classifier
-from sfumato.errors import InputError
-from sfumato.invariance import DEGREES, Change, grids, measure, shift_of
+from sfumato.core.errors import InputError
 
 SIDE = 12
 

@@ -12,7 +12,7 @@ import torch
 from oracles import GaussianImages, UnitNoise, affine, coarse_matrix, inside, pool_matrix
 from scipy.integrate import quad_vec, solve_ivp
 
-from sfumato.errors import InputError
+from sfumato.core.errors import InputError
 from sfumato.ladder import WEIGHTS, Ladder, Level, coarse, pool, repeat
 
 CLOSE: dict[str, Any] = {"rtol": 1e-6, "atol": 1e-6}
@@ -228,13 +228,13 @@ def test_glide_is_the_ode_solved(ladder: Ladder):
                 return change * (q @ x) + (z - p @ x - r * (q @ x)) / s
 
             solved = solve_ivp(slope, (high, low), z, rtol=1e-9, atol=1e-10, max_step=(high - low) / 50).y[:, -1]
-            ours = ladder.glide(as_images(z, images, stage), as_images(x_hat, images, stage), stage, high, low)
+            ours = ladder.ddim_step(as_images(z, images, stage), as_images(x_hat, images, stage), stage, high, low)
             np.testing.assert_allclose(ours.flatten().numpy(), solved, rtol=2e-4, atol=2e-4)
 
 
 def test_glide_to_zero_is_the_prediction():
     z, x_hat = torch.randn(2, 2, 1, 4, 8)
-    torch.testing.assert_close(PLAIN_IS_END.glide(z, x_hat, 2, 0.4, 0.0), x_hat)
+    torch.testing.assert_close(PLAIN_IS_END.ddim_step(z, x_hat, 2, 0.4, 0.0), x_hat)
 
 
 @SHAPES

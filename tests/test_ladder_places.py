@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from oracles import inside
 
-from sfumato.errors import InputError
+from sfumato.core.errors import InputError
 from sfumato.ladder import Ladder, Level, flow_time, from_flow_time, pool
 
 PLAIN_IS_END = Ladder((4, 8), 1, 3)

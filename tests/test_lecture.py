@@ -22,8 +22,8 @@ from sfumato import classifiers, data, lecture, train
 from sfumato import generator as generators
 from sfumato.attacks import verified
 from sfumato.classifiers import Classifier, match_labels, train_classifier
+from sfumato.core.errors import InputError
 from sfumato.defences import certified, certify
-from sfumato.errors import InputError
 from sfumato.lecture import Section, Sizes, Subject, robustness
 from sfumato.lecture.section import Part
 

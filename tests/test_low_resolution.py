@@ -13,8 +13,8 @@ from sfumato.conditions import Condition, Kinds
 from sfumato.conditions.low_resolution import LEVELS, LowResolution
 from sfumato.conditions.sources import Labels
 from sfumato.config import Config
+from sfumato.core.errors import InputError
 from sfumato.denoisers import Denoiser
-from sfumato.errors import InputError
 from sfumato.generator import Generator
 from sfumato.ladder import Ladder, pool, repeat
 from sfumato.recipes.cascade import Cascade

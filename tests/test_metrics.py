@@ -11,7 +11,7 @@ from scipy import linalg
 from sklearn.metrics import pairwise_distances
 from sklearn.metrics.pairwise import polynomial_kernel
 
-from sfumato.errors import InputError
+from sfumato.core.errors import InputError
 from sfumato.metrics import (
     density_coverage,
     frechet_distance,

@@ -21,7 +21,7 @@ from sfumato.attacks.norms import norm_of
 from sfumato.attacks.sigma_zero import sigma_zero
 from sfumato.attacks.verify import fooled
 from sfumato.classifiers import Classifier
-from sfumato.errors import InputError
+from sfumato.core.errors import InputError
 
 Attack = Callable[..., Tensor]
 SHAPES = [(8,), (4, 6), (1, 6, 6)]

@@ -11,8 +11,8 @@ from scipy.optimize import minimize
 from torch import Tensor
 
 from sfumato.attacks.norms import dual, into, norm_of, per_sample, project, project_box_ball, steepest
-from sfumato.attacks.streams import Streams
-from sfumato.errors import InputError
+from sfumato.core.errors import InputError
+from sfumato.core.streams import Streams
 
 ALL = ("Linf", "L2", "L1", "L0")
 SHAPES = ((5,), (2, 3), (2, 4, 4))

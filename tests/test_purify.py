@@ -14,12 +14,12 @@ from torch import Tensor, nn
 from sfumato.classifiers import Classifier
 from sfumato.conditions import Condition, Kinds
 from sfumato.config import Config
+from sfumato.core.errors import InputError
 from sfumato.defences import Purifier, purified, purify
-from sfumato.defences.purify import answers, level_of
-from sfumato.errors import InputError
+from sfumato.defences.purification.purifier import answers, level_of
 from sfumato.generator import Generator
 from sfumato.ladder import Ladder, Level
-from sfumato.samplers import SAMPLERS, Halfway
+from sfumato.samplers import SAMPLERS, ResumedNoise
 
 LADDER = Ladder(size=(4, 4), stages=2, jumps=(10.0, 2.0))
 IMAGES = GaussianImages.make(LADDER, 3)
@@ -165,7 +165,7 @@ def test_checkpoints_change_no_gradient_and_hold_memory() -> None:
         def denoise(z: Tensor, sigma: float, stage: int) -> Tensor:
             return generator.denoiser(z, torch.full((len(z),), sigma, dtype=z.dtype), stage, Condition())
 
-        rungs = SAMPLERS["euler"](denoise, purifier.ladder, Halfway(None, purifier.level, z), (1, count))  # type: ignore[arg-type]
+        rungs = SAMPLERS["euler"](denoise, purifier.ladder, ResumedNoise(None, purifier.level, z), (1, count))  # type: ignore[arg-type]
         return (list(rungs)[-1].x_hat + 1) / 2
 
     def cost(walk: Callable[[Tensor], Tensor]) -> tuple[int, Tensor]:

@@ -13,10 +13,10 @@ from torch import Tensor, nn
 
 from sfumato.attacks.norms import norm_of
 from sfumato.classifiers import Classifier
+from sfumato.core.errors import InputError
 from sfumato.defences import Effort, Purifier, purification_protocol
-from sfumato.defences.purification_attacks import METHODS, Scene, methods
-from sfumato.defences.purification_protocol import Share, numbers
-from sfumato.errors import InputError
+from sfumato.defences.purification.attacks import METHODS, Scene, methods
+from sfumato.defences.purification.protocol import Share, numbers
 from sfumato.ladder import Ladder
 
 SIDE, PIXELS = 4, 16
@@ -70,7 +70,7 @@ def test_against_noise_that_is_known_the_verdict_is_that_of_the_noise() -> None:
     purifier = Purifier(lambda z, sigma, stage: z, LADDER, sigma=0.2, steps=1)
     verdicts = []
     for seed in range(6):
-        from sfumato.defences.purification_protocol import _FIXED
+        from sfumato.defences.purification.protocol import _FIXED
 
         shift = 0.2 * float(purifier.noise([0], seed ^ _FIXED)[0].mean())
         for brightness in (0.5 - shift + 0.04, 0.5 - shift + 0.06):

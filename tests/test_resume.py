@@ -17,8 +17,9 @@ import torch
 from oracles import TINY, pictures
 from safetensors.torch import load_file
 
-from sfumato import training_steps, weights
-from sfumato.errors import InputError
+from sfumato import training_steps
+from sfumato.core import checkpoint
+from sfumato.core.errors import InputError
 from sfumato.training import Progress, loop, train
 from sfumato.training.run import Run
 
@@ -169,7 +170,7 @@ def test_a_real_interrupt_is_the_same_to_the_bit(tmp_path: Path, whole: Path):
 
 def test_a_failed_checkpoint_leaves_the_last_one(tmp_path: Path, whole: Path, monkeypatch: pytest.MonkeyPatch):
     """The disk is full at the second checkpoint: a clear error, and the first one still goes on."""
-    true = loop.weights.save_file
+    true = loop.checkpoint.save_file
     calls = []
 
     def full(found: Any, path: Any, metadata: Any) -> None:
@@ -180,7 +181,7 @@ def test_a_failed_checkpoint_leaves_the_last_one(tmp_path: Path, whole: Path, mo
         true(found, path, metadata=metadata)
 
     with monkeypatch.context() as patched:
-        patched.setattr(loop.weights, "save_file", full)
+        patched.setattr(loop.checkpoint, "save_file", full)
         with pytest.raises(InputError, match="no space is left on the disk"):
             finish(tmp_path)
     assert finish(tmp_path)[0].step == 3
@@ -277,9 +278,9 @@ def test_skipped_steps_and_the_halved_rate_are_remembered(tmp_path: Path):
     next(iter(steps))
     steps.close()  # type: ignore[attr-defined]
     file = tmp_path / "train_state" / "state.safetensors"
-    found, stored = weights.read(file)
+    found, stored = checkpoint.read(file)
     stored["numbers"] |= {"skipped": 6, "rate_factor": 0.25}
-    weights.write_tensors(file, found, stored)
+    checkpoint.write_tensors(file, found, stored)
     again = next(iter(start(tmp_path, settings=flat)))
     assert again.step == 2 and again.skipped == 6
     assert again.learning_rate == pytest.approx(0.25 * 5e-3)

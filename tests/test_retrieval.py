@@ -16,10 +16,11 @@ from scipy.stats import binomtest
 from text_models import save_bert, save_clip_pair
 from torch import Tensor
 
+from sfumato.classifiers import effnet
 from sfumato.conditions import Kinds
+from sfumato.core.errors import InputError
 from sfumato.data import ImageSet
-from sfumato.errors import InputError
-from sfumato.metrics import FEATURES, effnet, evaluate, find_judge, lines, r_precision
+from sfumato.metrics import FEATURES, evaluate, find_judge, lines, r_precision
 from sfumato.metrics.retrieval import Captions, Retrieval, own_image, wilson
 
 SHADES = {"dark": 0.5, "pale": 1.6}

@@ -11,7 +11,7 @@ import torch
 from oracles import GaussianImages, UnitNoise, sampled
 from torch import Tensor
 
-from sfumato.errors import InputError
+from sfumato.core.errors import InputError
 from sfumato.ladder import Ladder
 from sfumato.samplers import SAMPLERS, Noise, Rung, evaluations, share_steps, start
 

@@ -17,11 +17,11 @@ from sfumato.attacks.corruptions import CORRUPTIONS, corrupt, corruptions
 from sfumato.attacks.losses import margin
 from sfumato.attacks.norms import norm_of, project
 from sfumato.attacks.spatial import rigid, spatial
-from sfumato.attacks.streams import Streams
 from sfumato.attacks.universal import universal, universal_perturbation
 from sfumato.attacks.verify import fooled
 from sfumato.classifiers import Classifier
-from sfumato.errors import InputError
+from sfumato.core.errors import InputError
+from sfumato.core.streams import Streams
 
 
 def pictures(count: int = 4, channels: int = 3, size: int = 24, seed: int = 0) -> Tensor:

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 from sfumato import classifiers
 from sfumato.classifiers import Accuracy, Classifier
+from sfumato.core.errors import InputError
 from sfumato.data import load
 from sfumato.defences import (
     ABSTAIN,
@@ -28,10 +29,9 @@ from sfumato.defences import (
     l2_radius,
     linf_radius,
 )
-from sfumato.defences.certificates import check_settings, clopper_pearson, reach
-from sfumato.defences.smoothed_attack import soft_loss
-from sfumato.defences.smoothing import ATTACK, CHECK, ESTIMATION, SELECTION, draw_noise, streams
-from sfumato.errors import InputError
+from sfumato.defences.smoothing.certificates import check_settings, clopper_pearson, reach
+from sfumato.defences.smoothing.certify import ATTACK, CHECK, ESTIMATION, SELECTION, draw_noise, streams
+from sfumato.defences.smoothing.smoothed_attack import soft_loss
 
 SIGMA = 0.25
 RADII = (0.125, 0.25, 0.375, 0.5)

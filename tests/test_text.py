@@ -11,7 +11,7 @@ import torch
 from text_models import WORDS, save_bert, save_clip, save_t5
 
 from sfumato.conditions.text import LatentStore, TextEncoder, find_encoder
-from sfumato.errors import InputError
+from sfumato.core.errors import InputError
 
 FAMILIES = {"bert": save_bert, "t5": save_t5, "clip": save_clip}
 TEXTS = ["a red heart", "cat", "the small blue cat and the red sun"]

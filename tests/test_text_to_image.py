@@ -11,8 +11,8 @@ from conftest import COLOURS, Command, write_captioned
 from oracles import TINY
 from text_models import save_bert
 
+from sfumato.core.errors import InputError
 from sfumato.data import ImageSet
-from sfumato.errors import InputError
 from sfumato.generator import Generator
 from sfumato.guidance import Guidance
 from sfumato.training import train, training_steps

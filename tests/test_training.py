@@ -17,10 +17,10 @@ from torch import Tensor
 from sfumato import training_steps
 from sfumato.conditions import Condition
 from sfumato.config import Config
-from sfumato.errors import InputError
+from sfumato.core.errors import InputError
+from sfumato.engine.budget import Budget
 from sfumato.training import Progress, loop, train
 from sfumato.training import run as run_module
-from sfumato.training.budget import Budget
 from sfumato.training.objective import gamma_of_width
 from sfumato.training.run import Run
 

@@ -14,8 +14,8 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
-from sfumato import weights
-from sfumato.errors import InputError
+from sfumato.core import checkpoint
+from sfumato.core.errors import InputError
 from sfumato.generator import Generator
 
 TENSORS = {
@@ -30,8 +30,8 @@ DESCRIPTION = {"format": 1, "classes": ["a", "ü"], "number": 0.1, "nested": {"l
 
 @pytest.fixture
 def file(tmp_path: Path) -> Path:
-    weights.write(tmp_path, TENSORS, DESCRIPTION)
-    return tmp_path / weights.MODEL
+    checkpoint.write(tmp_path, TENSORS, DESCRIPTION)
+    return tmp_path / checkpoint.MODEL
 
 
 def header_of(file: Path) -> tuple[dict[str, Any], bytes]:
@@ -47,7 +47,7 @@ def with_header(file: Path, header: dict[str, Any], body: bytes) -> None:
 
 
 def test_what_is_written_is_read(file: Path):
-    tensors, description = weights.read(file)
+    tensors, description = checkpoint.read(file)
     assert description == DESCRIPTION
     assert tensors.keys() == TENSORS.keys()
     for name, tensor in TENSORS.items():
@@ -58,7 +58,7 @@ def test_what_is_written_is_read(file: Path):
 def test_a_rewritten_header_still_reads(file: Path):
     """So that the refusals below are of what was changed, not of the rewriting."""
     with_header(file, *header_of(file))
-    assert weights.read(file)[1] == DESCRIPTION
+    assert checkpoint.read(file)[1] == DESCRIPTION
 
 
 @pytest.mark.parametrize("keep", [0, 5, 8, 100, 0.5, -1])
@@ -67,7 +67,7 @@ def test_truncated_files_are_refused(file: Path, keep: float):
     length = round(keep * len(data)) if 0 < keep < 1 else int(keep) % len(data)
     file.write_bytes(data[:length])
     with pytest.raises(InputError, match=r"model\.safetensors.*(damaged|no safetensors)"):
-        weights.read(file)
+        checkpoint.read(file)
 
 
 @pytest.mark.parametrize("name", list(TENSORS))
@@ -79,7 +79,7 @@ def test_one_flipped_bit_is_found(file: Path, name: str):
         changed[where] ^= 1
         with_header(file, header, bytes(changed))
         with pytest.raises(InputError, match="checksum"):
-            weights.read(file)
+            checkpoint.read(file)
 
 
 def change_description(header: dict[str, Any]) -> None:
@@ -118,7 +118,7 @@ def test_changed_headers_are_found(file: Path, change: Any):
     change(header)
     with_header(file, header, body)
     with pytest.raises(InputError, match="checksum"):
-        weights.read(file)
+        checkpoint.read(file)
 
 
 def test_foreign_safetensors_are_refused(tmp_path: Path):
@@ -187,7 +187,7 @@ def test_descriptions_that_do_not_fit(tmp_path: Path, change: dict[str, Any], wo
     from test_generator import make
 
     one = make()
-    weights.write(tmp_path, one.denoiser.state_dict(), {**one.description(), **change})
+    checkpoint.write(tmp_path, one.denoiser.state_dict(), {**one.description(), **change})
     with pytest.raises(InputError, match=words) as caught:
         Generator.from_pretrained(tmp_path)
     assert "model.safetensors" in str(caught.value)
@@ -206,7 +206,7 @@ def test_tensors_that_do_not_fit(tmp_path: Path, change: str):
         tensors["more"] = torch.zeros(1)
     else:
         tensors[name] = torch.zeros(1, 2, 3)
-    weights.write(tmp_path, tensors, one.description())
+    checkpoint.write(tmp_path, tensors, one.description())
     with pytest.raises(InputError, match="no sfumato model, or a damaged one"):
         Generator.from_pretrained(tmp_path)
 
@@ -219,9 +219,9 @@ def test_a_failure_while_writing_leaves_the_old_file(file: Path, monkeypatch: py
         Path(path).write_bytes(b"half a fi")
         raise error
 
-    monkeypatch.setattr(weights, "save_file", half)
+    monkeypatch.setattr(checkpoint, "save_file", half)
     with pytest.raises(InputError if isinstance(error, OSError) else type(error)) as caught:
-        weights.write(file.parent, {"w": torch.zeros(9)}, {})
+        checkpoint.write(file.parent, {"w": torch.zeros(9)}, {})
     if isinstance(error, OSError):
         assert "no space is left" in str(caught.value) and "model.safetensors" in str(caught.value)
     assert file.read_bytes() == before
@@ -231,7 +231,7 @@ def test_a_failure_while_writing_leaves_the_old_file(file: Path, monkeypatch: py
 def test_a_model_may_be_read_by_whom_the_umask_lets(tmp_path: Path):
     before = os.umask(0o022)
     try:
-        weights.write(tmp_path, TENSORS, DESCRIPTION)
+        checkpoint.write(tmp_path, TENSORS, DESCRIPTION)
     finally:
         os.umask(before)
     assert {stat.S_IMODE(p.stat().st_mode) for p in tmp_path.iterdir()} == {0o644}
@@ -240,4 +240,4 @@ def test_a_model_may_be_read_by_whom_the_umask_lets(tmp_path: Path):
 def test_a_folder_that_cannot_be_made_is_a_clear_error(tmp_path: Path):
     (tmp_path / "taken").write_text("a file")
     with pytest.raises(InputError, match="taken"):
-        weights.write(tmp_path / "taken" / "run", TENSORS, DESCRIPTION)
+        checkpoint.write(tmp_path / "taken" / "run", TENSORS, DESCRIPTION)

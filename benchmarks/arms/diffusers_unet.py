@@ -25,8 +25,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from sfumato.core.devices import autocast_type
 from sfumato.data import ImageSet
-from sfumato.devices import autocast_type
 
 SAMPLING = ("10", "15", "20")  # evaluations of the network
 DROP = 0.1  # of the labels

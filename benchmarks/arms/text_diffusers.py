@@ -26,8 +26,8 @@ from torch import Tensor
 
 from sfumato.conditions import Condition
 from sfumato.conditions.sources import source_of
+from sfumato.core.devices import autocast_type
 from sfumato.data import ImageSet
-from sfumato.devices import autocast_type
 
 SAMPLING = ("15:3", "15:5")
 DROP = 0.1  # of the texts

@@ -15,8 +15,8 @@ from torch import Tensor
 
 from benchmarks.trial import runs_folder
 from sfumato.classifiers import NETWORKS, Classifier, find_classifier, load_classifier, match_labels, save_classifier
+from sfumato.core.streams import mix_seed
 from sfumato.data import load
-from sfumato.samplers import mix_seed
 
 NAMES = ("standard", "robust", "effnet-lite0")
 EPOCHS, BATCH, RATE = 5, 128, 0.2

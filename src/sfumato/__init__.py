@@ -14,8 +14,8 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from sfumato import attacks, classifiers
     from sfumato.classifiers import Classifier
+    from sfumato.core.errors import InputError
     from sfumato.data import load
-    from sfumato.errors import InputError
     from sfumato.generator import Generator
     from sfumato.guidance import Guidance
     from sfumato.ladder import Ladder
@@ -42,7 +42,7 @@ _HOMES = {
     "Classifier": "classifiers",
     "Generator": "generator",
     "Guidance": "guidance",
-    "InputError": "errors",
+    "InputError": "core.errors",
     "Ladder": "ladder",
     "evaluate": "metrics",
     "load": "data",

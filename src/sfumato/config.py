@@ -9,8 +9,8 @@ from dataclasses import asdict, dataclass, field, fields, replace
 from typing import Any
 
 from sfumato.conditions import Kinds
+from sfumato.core.errors import InputError, nearest
 from sfumato.denoisers import NETWORKS, SHARING, Denoiser
-from sfumato.errors import InputError, nearest
 from sfumato.ladder import WEIGHTS, Ladder
 
 TARGETS = ("x", "z_next")

@@ -20,12 +20,12 @@ from PIL import Image
 from torch import Tensor
 
 from sfumato.conditions import Condition
+from sfumato.core.errors import InputError
+from sfumato.core.pictures import to_bytes
 from sfumato.data.decode import Unreadable, open_image
 from sfumato.data.fit import as_image, fit_image
-from sfumato.errors import InputError
 from sfumato.ladder import Ladder, Level, flow_time, from_flow_time, pool, repeat
-from sfumato.pictures import to_bytes
-from sfumato.samplers import Denoise, Halfway, Noise, Rung, Sampler
+from sfumato.samplers import Denoise, Noise, ResumedNoise, Rung, Sampler
 
 if TYPE_CHECKING:
     from sfumato.conditions.requests import Labels, Prompts
@@ -225,8 +225,8 @@ def edited(sampler: Sampler, edit: Edit, resample: int = 0, on_rungs: bool = Fal
             for again in range(resample + 1):
                 if again:
                     level = Level(stage, half)
-                    z = ladder.noisier(z, stage, ladder.ends[stage], half, noise(ladder.shape(stage)))
-                for i, rung in enumerate(sampler(told, ladder, Halfway(noise, level, z), steps)):
+                    z = ladder.add_noise(z, stage, ladder.ends[stage], half, noise(ladder.shape(stage)))
+                for i, rung in enumerate(sampler(told, ladder, ResumedNoise(noise, level, z), steps)):
                     if i == 0 and (rung.stage, rung.sigma) != level:
                         raise InputError("this sampler cannot begin at an image: choose another, such as dpmpp-2m")
                     yield rung

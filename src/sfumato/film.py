@@ -7,8 +7,8 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
+from sfumato.core.pictures import grid
 from sfumato.ladder import Level
-from sfumato.pictures import grid
 from sfumato.samplers import Rung
 
 if TYPE_CHECKING:

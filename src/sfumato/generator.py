@@ -13,15 +13,15 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from sfumato import weights
 from sfumato.conditions import Condition, Kinds
 from sfumato.conditions.requests import Labels, Prompts, label_numbers, requested
 from sfumato.conditions.text import TextEncoder, find_encoder
 from sfumato.config import Config
+from sfumato.core import checkpoint
+from sfumato.core.devices import autocast_type, find_device
+from sfumato.core.errors import InputError
 from sfumato.denoisers import Denoiser
-from sfumato.devices import autocast_type, find_device
 from sfumato.editing import Picture, edit, plan
-from sfumato.errors import InputError
 from sfumato.film import film
 from sfumato.guidance import Guidance, guided
 from sfumato.ladder import Ladder
@@ -82,8 +82,8 @@ class Generator:
         Raises:
             InputError: no model there, a damaged or foreign file, a pickle, or a device that this machine lacks.
         """
-        file = weights.find(path)
-        tensors, description = weights.read(file)
+        file = checkpoint.find(path)
+        tensors, description = checkpoint.read(file)
         return cls.from_tensors(tensors, description, str(file), device)
 
     @classmethod
@@ -139,7 +139,7 @@ class Generator:
             tensors = {
                 name: tensor.half() if tensor.is_floating_point() else tensor for name, tensor in tensors.items()
             }
-        weights.write(Path(path), tensors, self.description())
+        checkpoint.write(Path(path), tensors, self.description())
 
     # -- sampling ---------------------------------------------------------------------------------------------------
 
@@ -393,7 +393,7 @@ class Generator:
 def packaged() -> Path:
     """The folder of the model that comes with the package; it draws emoji from texts."""
     folder = Path(__file__).parent / "packaged" / "emoji"
-    if not (folder / weights.MODEL).exists():
+    if not (folder / checkpoint.MODEL).exists():
         raise InputError("this installation has no packaged model: name a model, or install sfumato again")
     return folder
 

@@ -26,8 +26,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from sfumato.errors import InputError
-from sfumato.registry import Registry
+from sfumato.core.errors import InputError
+from sfumato.core.registry import Registry
 
 Weights = tuple[Tensor, Tensor]  # on P and on Q, each (B,)
 
@@ -206,16 +206,18 @@ class Ladder:
         if there.stage > stage or not lowest <= there.sigma <= self.jumps[there.stage] or sigma > self.jumps[stage]:
             raise ValueError(f"{there} is not further down than {here}, or outside its stage: down() only adds noise")
         while stage > there.stage:
-            z = pool(self._noisier(z, stage, sigma, self.jumps[stage], generator))
+            z = pool(self._add_noise(z, stage, sigma, self.jumps[stage], generator))
             stage, sigma = stage - 1, self.jumps[stage] / 2
-        return self._noisier(z, stage, sigma, there.sigma, generator)
+        return self._add_noise(z, stage, sigma, there.sigma, generator)
 
-    def _noisier(self, z: Tensor, stage: int, low: float, high: float, generator: torch.Generator | None) -> Tensor:
+    def _add_noise(self, z: Tensor, stage: int, low: float, high: float, generator: torch.Generator | None) -> Tensor:
         if high == low:
             return z
-        return self.noisier(z, stage, low, high, torch.randn(z.shape, generator=generator, dtype=z.dtype).to(z.device))
+        return self.add_noise(
+            z, stage, low, high, torch.randn(z.shape, generator=generator, dtype=z.dtype).to(z.device)
+        )
 
-    def noisier(self, z: Tensor, stage: int, low: float, high: float, noise: Tensor) -> Tensor:
+    def add_noise(self, z: Tensor, stage: int, low: float, high: float, noise: Tensor) -> Tensor:
         """``down`` within a stage, with the standard normal noise that is given, of the shape of z."""
         if stage == 0:
             return z + (high**2 - low**2) ** 0.5 * noise
@@ -247,7 +249,7 @@ class Ladder:
         r_slope = float(self.detail_slope(stage, sigma)) if r_slope is None else r_slope
         return (z - smooth) / sigma + (r_slope - r / sigma) * sharp
 
-    def glide(self, z: Tensor, x_hat: Tensor, stage: int, high: float, low: float) -> Tensor:
+    def ddim_step(self, z: Tensor, x_hat: Tensor, stage: int, high: float, low: float) -> Tensor:
         """The ODE solved exactly from ``high`` to ``low`` for an x^ that stays as it is (one DDIM step).
 
         ``z' = B(low) x^ + (low / high) (z - B(high) x^)`` with ``B(s) = P + r(s) Q``.

@@ -16,9 +16,10 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from sfumato.errors import InputError
+from sfumato.core.errors import InputError
+from sfumato.core.registry import Registry
+from sfumato.core.streams import mix_seed
 from sfumato.ladder import Ladder, Level, coarse, flow_time, from_flow_time, repeat
-from sfumato.registry import Registry
 
 Denoise = Callable[[Tensor, float, int], Tensor]  # (z (B, C, h, w), sigma, stage) -> x^ (B, C, h, w)
 
@@ -55,31 +56,14 @@ class Noise:
         return torch.stack([torch.randn(shape, generator=stream) for stream in self._streams]).to(self.device)
 
 
-class Halfway(Noise):
-    """Noise for a climb that begins at the state ``z`` of a rung, and not at ``z_0``."""
+class ResumedNoise(Noise):
+    """Noise for a run that begins at the state ``z`` of a rung, and not at ``z_0``."""
 
     def __init__(self, noise: Noise, level: Level, z: Tensor) -> None:
         self.noise, self.level, self.z = noise, level, z
 
     def __call__(self, shape: tuple[int, int, int]) -> Tensor:
         return self.noise(shape)
-
-
-def mix_seed(seed: int, index: int) -> int:
-    """One seed from two numbers; neighbours are unrelated, and no two indices under 2^32 of one seed collide.
-
-    (torch keeps 32 bits of a CPU generator's seed, so that seeds drawn at random would collide within 10^5 images.)
-    """
-    key = _scramble(seed & 0xFFFFFFFF) ^ _scramble((seed >> 32 & 0xFFFFFFFF) + 0x9E3779B9)
-    return _scramble(_scramble(index ^ key) + key)
-
-
-def _scramble(x: int) -> int:
-    """A bijection of 32-bit numbers: the finaliser of MurmurHash3."""
-    x &= 0xFFFFFFFF
-    x = (x ^ (x >> 16)) * 0x85EBCA6B & 0xFFFFFFFF
-    x = (x ^ (x >> 13)) * 0xC2B2AE35 & 0xFFFFFFFF
-    return x ^ (x >> 16)
 
 
 Sampler = Callable[[Denoise, Ladder, Noise, Sequence[int]], Iterator[Rung]]
@@ -116,7 +100,7 @@ def levels_from(ladder: Ladder, steps: Sequence[int], level: Level) -> list[floa
     return [level.sigma, *inner.tolist(), whole[-1]]
 
 
-def climb(
+def run_stages(
     ladder: Ladder,
     noise: Noise,
     steps: Sequence[int],
@@ -128,7 +112,7 @@ def climb(
     is not a new prediction (at sigma 0, where there is nothing left to predict, it is the picture itself).
     """
     levels = ladder.levels(steps)
-    if isinstance(noise, Halfway):
+    if isinstance(noise, ResumedNoise):
         first, z = noise.level.stage, noise.z
         levels[first] = levels_from(ladder, steps, noise.level)
     else:
@@ -150,10 +134,10 @@ def euler(denoise: Denoise, ladder: Ladder, noise: Noise, steps: Sequence[int]) 
         for high, low in itertools.pairwise(levels):
             x_hat = denoise(z, high, stage)
             yield Rung(stage, high, z, x_hat)
-            z = ladder.glide(z, x_hat, stage, high, low)
+            z = ladder.ddim_step(z, x_hat, stage, high, low)
         yield Rung(stage, levels[-1], z, x_hat)
 
-    return climb(ladder, noise, steps, stage_steps)
+    return run_stages(ladder, noise, steps, stage_steps)
 
 
 @SAMPLERS.add("heun")
@@ -168,7 +152,7 @@ def heun(denoise: Denoise, ladder: Ladder, noise: Noise, steps: Sequence[int]) -
         for high, low in itertools.pairwise(levels):
             x_hat = denoise(z, high, stage)
             yield Rung(stage, high, z, x_hat)
-            guess = ladder.glide(z, x_hat, stage, high, low)
+            guess = ladder.ddim_step(z, x_hat, stage, high, low)
             if low == 0:
                 z = guess
                 continue
@@ -180,7 +164,7 @@ def heun(denoise: Denoise, ladder: Ladder, noise: Noise, steps: Sequence[int]) -
             z = (z / (1 + high) + step * mean) * (1 + low)
         yield Rung(stage, levels[-1], z, x_hat)
 
-    return climb(ladder, noise, steps, stage_steps)
+    return run_stages(ladder, noise, steps, stage_steps)
 
 
 @SAMPLERS.add("dpmpp-2m")
@@ -200,10 +184,10 @@ def dpmpp_2m(denoise: Denoise, ladder: Ladder, noise: Noise, steps: Sequence[int
             x_hat = denoise(z, high, stage)
             yield Rung(stage, high, z, x_hat)
             ahead = x_hat if i == 0 or low == 0 else x_hat + spans[i + 1] / (2 * spans[i]) * (x_hat - before)
-            z, before = ladder.glide(z, ahead, stage, high, low), x_hat
+            z, before = ladder.ddim_step(z, ahead, stage, high, low), x_hat
         yield Rung(stage, levels[-1], z, x_hat)
 
-    return climb(ladder, noise, steps, stage_steps)
+    return run_stages(ladder, noise, steps, stage_steps)
 
 
 @SAMPLERS.add("ancestral")
@@ -223,7 +207,7 @@ def ancestral(denoise: Denoise, ladder: Ladder, noise: Noise, steps: Sequence[in
                     z = z + (std_q - std_p) * (fresh - coarse(fresh))
         yield Rung(stage, levels[-1], z, x_hat)
 
-    return climb(ladder, noise, steps, stage_steps)
+    return run_stages(ladder, noise, steps, stage_steps)
 
 
 @SAMPLERS.add("mean")

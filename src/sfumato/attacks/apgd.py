@@ -16,12 +16,12 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
+from sfumato.attacks.batching import answers, checked, gradients, random_start
 from sfumato.attacks.losses import LOSSES, margin, reached, targeted_dlr
 from sfumato.attacks.norms import check_norm, cube, flat, into, norm_of, per_sample, steepest
-from sfumato.attacks.passes import answers, checked, gradients, random_start
 from sfumato.attacks.registry import ATTACKS
-from sfumato.attacks.streams import streams_for
-from sfumato.errors import InputError
+from sfumato.core.errors import InputError
+from sfumato.core.streams import streams_for
 
 if TYPE_CHECKING:
     from sfumato.classifiers import Classifier

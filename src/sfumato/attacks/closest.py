@@ -8,9 +8,9 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
+from sfumato.attacks.batching import checked
 from sfumato.attacks.losses import margin
 from sfumato.attacks.norms import norm_of, per_sample, project, steepest
-from sfumato.attacks.passes import checked
 from sfumato.attacks.verify import fooled
 
 if TYPE_CHECKING:

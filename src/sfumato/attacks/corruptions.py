@@ -19,9 +19,9 @@ from torch import Tensor
 from sfumato.attacks.closest import advantage
 from sfumato.attacks.registry import ATTACKS
 from sfumato.attacks.spatial import rigid
-from sfumato.attacks.streams import Streams, streams_for
-from sfumato.errors import InputError
-from sfumato.registry import Registry
+from sfumato.core.errors import InputError
+from sfumato.core.registry import Registry
+from sfumato.core.streams import Streams, streams_for
 
 if TYPE_CHECKING:
     from sfumato.classifiers import Classifier

@@ -9,11 +9,11 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
+from sfumato.attacks.batching import checked
 from sfumato.attacks.closest import Closest, advantage, closest_adversarial, farthest_norm, unit
 from sfumato.attacks.norms import check_norm, per_sample
-from sfumato.attacks.passes import checked
 from sfumato.attacks.registry import ATTACKS
-from sfumato.attacks.streams import streams_for
+from sfumato.core.streams import streams_for
 
 if TYPE_CHECKING:
     from sfumato.classifiers import Classifier

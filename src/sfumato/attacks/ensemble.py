@@ -15,9 +15,9 @@ import torch
 from torch import Tensor
 
 from sfumato.attacks.apgd import apgd, apgd_targeted
+from sfumato.attacks.batching import checked
 from sfumato.attacks.fab import fab
 from sfumato.attacks.norms import check_norm
-from sfumato.attacks.passes import checked
 from sfumato.attacks.registry import ATTACKS
 from sfumato.attacks.square import square
 from sfumato.attacks.verify import fooled

@@ -14,13 +14,13 @@ import torch
 from torch import Tensor
 
 from sfumato.attacks.apgd import likely_targets
+from sfumato.attacks.batching import answers, checked, gradients, random_start
 from sfumato.attacks.losses import reached
 from sfumato.attacks.norms import check_norm, flat, norm_of, per_sample
-from sfumato.attacks.passes import answers, checked, gradients, random_start
 from sfumato.attacks.registry import ATTACKS
-from sfumato.attacks.streams import streams_for
 from sfumato.attacks.verify import or_clean
-from sfumato.errors import InputError
+from sfumato.core.errors import InputError
+from sfumato.core.streams import streams_for
 
 if TYPE_CHECKING:
     from sfumato.classifiers import Classifier

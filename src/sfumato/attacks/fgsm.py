@@ -12,9 +12,9 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
+from sfumato.attacks.batching import checked, gradients
 from sfumato.attacks.losses import LOSSES, toward
 from sfumato.attacks.norms import check_norm, flat, into, per_sample, steepest
-from sfumato.attacks.passes import checked, gradients
 from sfumato.attacks.pgd import climb
 from sfumato.attacks.registry import ATTACKS
 

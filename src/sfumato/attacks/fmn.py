@@ -13,7 +13,7 @@ from sfumato.attacks.closest import Closest, advantage, closest_adversarial, far
 from sfumato.attacks.norms import check_norm, norm_of, per_sample, project_box_ball
 from sfumato.attacks.registry import ATTACKS
 from sfumato.attacks.verify import fooled
-from sfumato.errors import InputError
+from sfumato.core.errors import InputError
 
 if TYPE_CHECKING:
     from sfumato.classifiers import Classifier

@@ -11,13 +11,12 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from sfumato.attacks.batching import checked
 from sfumato.attacks.closest import Closest, closest_adversarial, pull_back
 from sfumato.attacks.norms import check_norm, norm_of, per_sample, steepest
-from sfumato.attacks.passes import checked
 from sfumato.attacks.registry import ATTACKS
-from sfumato.attacks.streams import Streams, streams_for
-from sfumato.errors import InputError
-from sfumato.samplers import mix_seed
+from sfumato.core.errors import InputError
+from sfumato.core.streams import Streams, mix_seed, streams_for
 
 if TYPE_CHECKING:
     from sfumato.classifiers import Classifier

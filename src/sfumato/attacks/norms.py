@@ -11,7 +11,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from sfumato.errors import InputError, nearest
+from sfumato.core.errors import InputError, nearest
 
 NORMS = ("Linf", "L2", "L1", "L0")
 _DUAL = {"Linf": "L1", "L2": "L2", "L1": "Linf"}

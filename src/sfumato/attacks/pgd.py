@@ -14,13 +14,13 @@ from typing import TYPE_CHECKING, NamedTuple
 import torch
 from torch import Tensor
 
+from sfumato.attacks.batching import answers, checked, gradients, random_start
 from sfumato.attacks.losses import LOSSES, Loss, reached, toward
 from sfumato.attacks.norms import check_norm, flat, into, norm_of, per_sample, steepest
-from sfumato.attacks.passes import answers, checked, gradients, random_start
 from sfumato.attacks.registry import ATTACKS
-from sfumato.attacks.streams import Streams, streams_for
 from sfumato.attacks.verify import fooled
-from sfumato.errors import InputError
+from sfumato.core.errors import InputError
+from sfumato.core.streams import Streams, streams_for
 
 if TYPE_CHECKING:
     from sfumato.classifiers import Classifier

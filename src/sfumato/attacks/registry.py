@@ -15,7 +15,7 @@ from collections.abc import Callable
 
 from torch import Tensor
 
-from sfumato.registry import Registry
+from sfumato.core.registry import Registry
 
 Attack = Callable[..., Tensor]
 

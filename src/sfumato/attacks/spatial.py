@@ -13,8 +13,8 @@ from torch import Tensor
 
 from sfumato.attacks.closest import advantage
 from sfumato.attacks.registry import ATTACKS
-from sfumato.attacks.streams import streams_for
-from sfumato.errors import InputError, nearest
+from sfumato.core.errors import InputError, nearest
+from sfumato.core.streams import streams_for
 
 if TYPE_CHECKING:
     from sfumato.classifiers import Classifier

@@ -16,12 +16,12 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
+from sfumato.attacks.batching import answer_batch, answers, checked
 from sfumato.attacks.losses import margin, reached
 from sfumato.attacks.norms import check_norm, into, norm_of, per_sample
-from sfumato.attacks.passes import answer_batch, answers, checked
 from sfumato.attacks.registry import ATTACKS
-from sfumato.attacks.streams import Streams, streams_for
-from sfumato.errors import InputError
+from sfumato.core.errors import InputError
+from sfumato.core.streams import Streams, streams_for
 
 if TYPE_CHECKING:
     from sfumato.classifiers import Classifier

@@ -12,8 +12,8 @@ from sfumato.attacks.closest import advantage
 from sfumato.attacks.losses import cross_entropy
 from sfumato.attacks.norms import check_norm, project, steepest
 from sfumato.attacks.registry import ATTACKS
-from sfumato.attacks.streams import Streams
-from sfumato.errors import InputError
+from sfumato.core.errors import InputError
+from sfumato.core.streams import Streams
 
 if TYPE_CHECKING:
     from sfumato.classifiers import Classifier

@@ -13,7 +13,7 @@ import numpy as np
 
 from sfumato.audit.results import Audit
 from sfumato.audit.summary import SCHEMA
-from sfumato.errors import InputError
+from sfumato.core.errors import InputError
 
 REPORT, SAMPLES = "report.json", "samples.npz"
 DATA = ("fingerprint", "split")  # what makes data the same

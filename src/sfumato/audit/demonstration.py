@@ -15,14 +15,14 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from sfumato import pictures
 from sfumato.attacks import ATTACKS, Attack, Verification, verified
 from sfumato.attacks.norms import NORMS, check_norm
 from sfumato.audit.summary import distance_text, size
 from sfumato.classifiers import Classifier, match_labels
+from sfumato.core import pictures
+from sfumato.core.errors import InputError, nearest
+from sfumato.core.files import atomic_write, finite, make_folder
 from sfumato.data import ImageSet
-from sfumato.errors import InputError, nearest
-from sfumato.files import atomic_write, finite, make_folder
 
 if TYPE_CHECKING:
     from PIL import Image

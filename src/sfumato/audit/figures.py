@@ -13,7 +13,7 @@ import numpy as np
 from torch import Tensor
 
 from sfumato.audit.summary import size
-from sfumato.pictures import grid
+from sfumato.core.pictures import grid
 
 WIDTH, HEIGHT = 720, 300
 LEFT, RIGHT, TOP, BOTTOM = 56, 16, 14, 44

@@ -10,7 +10,7 @@ from collections.abc import Callable
 from dataclasses import asdict, dataclass
 
 from sfumato.audit.results import Audit
-from sfumato.registry import Registry
+from sfumato.core.registry import Registry
 
 FLAGS: Registry[Callable[[Audit], Check]] = Registry("check")
 """The checks by name, in the order of the report."""

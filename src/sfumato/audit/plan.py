@@ -5,7 +5,7 @@ from __future__ import annotations
 from sfumato.attacks import NORMS
 from sfumato.attacks.ensemble import MEMBERS
 from sfumato.attacks.norms import check_norm
-from sfumato.errors import InputError, nearest
+from sfumato.core.errors import InputError, nearest
 
 PROTOCOLS = ("standard", "screening")
 # Expected passes an image, for the time left: attacks end early where they succeed.

@@ -13,11 +13,11 @@ import torch
 from torch import Tensor
 
 from sfumato.attacks import apgd, fooled, pgd
+from sfumato.attacks.batching import random_start
 from sfumato.attacks.losses import cross_entropy, margin
 from sfumato.attacks.norms import flat, into, per_sample
-from sfumato.attacks.passes import random_start
-from sfumato.attacks.streams import streams_for
 from sfumato.classifiers import Classifier
+from sfumato.core.streams import streams_for
 
 PROBED = 32  # images, all classified rightly
 PLANTED = 12  # of them get a planted example: each is attacked by itself

@@ -18,7 +18,6 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from sfumato import weights
 from sfumato.attacks import ATTACKS, standard, verified
 from sfumato.attacks.ensemble import MEMBERS
 from sfumato.attacks.losses import margin
@@ -28,9 +27,10 @@ from sfumato.audit.results import Audit, Member, Outcome, Pictured
 from sfumato.audit.unnoticed import measured, together
 from sfumato.classifiers import BudgetExceeded, Classifier, match_labels
 from sfumato.classifiers.stamp import classifier_hash, stamp
+from sfumato.core import checkpoint
+from sfumato.core.errors import InputError
+from sfumato.core.parts import Part, Store
 from sfumato.data import ImageSet
-from sfumato.errors import InputError
-from sfumato.parts import Part, Store
 
 BATCH = 64  # images in a part: what a kill can lose of one attack
 PICTURED = 10  # images in the report
@@ -96,7 +96,7 @@ def audit(
     return Audit(
         name=name,
         classifier_hash=digest,
-        weights=weights.digest(classifier.module),
+        weights=checkpoint.digest(classifier.module),
         labels=classifier.labels,
         data={"name": data.name, "split": data.split, "fingerprint": data.fingerprint(), "of": len(data)},
         norm=norm,

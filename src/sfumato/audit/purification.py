@@ -19,10 +19,10 @@ from sfumato.audit import figures
 from sfumato.audit.results import Audit
 from sfumato.classifiers import Classifier
 from sfumato.classifiers.stamp import stamp
+from sfumato.core.checkpoint import digest
+from sfumato.core.parts import Part, Store
 from sfumato.data import ImageSet
 from sfumato.defences import Effort, Purification, Purifier, purification_protocol
-from sfumato.parts import Part, Store
-from sfumato.weights import digest
 
 FOLDER = "purification"
 Progress = Callable[[int, int], None]

@@ -20,8 +20,8 @@ from sfumato.audit.flags import AMBER, GREEN, RED, check_all
 from sfumato.audit.purification import section
 from sfumato.audit.results import Audit
 from sfumato.audit.summary import distance_text, samples, size, summarise
+from sfumato.core.files import atomic_write, finite, make_folder
 from sfumato.defences import Purification
-from sfumato.files import atomic_write, finite, make_folder
 
 PAGE, JUNIT = "report.html", "junit.xml"
 MATRIX = 20  # classes up to which "attacked into" is a matrix; above, a list

@@ -10,7 +10,7 @@ from PIL import Image, ImageDraw, ImageFont
 from torch import Tensor
 
 from sfumato.audit.figures import NOISE_SCALE, noise
-from sfumato.pictures import on_white, to_bytes
+from sfumato.core.pictures import on_white, to_bytes
 
 TILE, GAP, LINE, MARGIN = 128, 14, 17, 92  # px
 COLUMNS = 8  # then the next block begins

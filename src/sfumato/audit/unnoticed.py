@@ -1,4 +1,4 @@
-"""Accuracy under changes that a person would not notice (sfumato.invariance), measured in parts and put together."""
+"""Accuracy under changes that a person would not notice (sfumato.audit.invariance), measured in parts and put together."""
 
 from __future__ import annotations
 
@@ -9,12 +9,12 @@ from torch import Tensor
 
 from sfumato.classifiers import Classifier
 from sfumato.classifiers.accuracy import Accuracy
-from sfumato.parts import Part
+from sfumato.core.parts import Part
 
 
 def measured(classifier: Classifier, x: Tensor, y: Tensor, ids: Tensor, seed: int) -> Part:
     """What ``invariance.measure`` finds on some images: ``right`` (rows, B), and for each row its name and counts."""
-    from sfumato import invariance
+    from sfumato.audit import invariance
 
     rows = invariance.measure(classifier, x, y, seed=seed, ids=ids)
     right = torch.tensor([row["right"] for row in rows])

@@ -12,7 +12,7 @@ from sfumato.boundary.colours import CALM, INK, TOY_COLOURS, WRONG, Colours, ble
 from sfumato.boundary.fields import Field
 from sfumato.boundary.toys import Toy, ToyResult, ball_outline
 from sfumato.boundary.views import Ascent, Directions, ThreeImages, Windows
-from sfumato.pictures import on_white, to_bytes
+from sfumato.core.pictures import on_white, to_bytes
 
 THUMBNAIL = 46  # points
 _LEAST_LABELLED = 0.035  # of the picture: smaller regions get no name of their own

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from sfumato.attacks.losses import cross_entropy
 from sfumato.boundary.planes import Plane
-from sfumato.errors import InputError
+from sfumato.core.errors import InputError
 
 if TYPE_CHECKING:
     from sfumato.classifiers import Classifier

@@ -28,8 +28,8 @@ from sfumato.boundary.panels import (
 from sfumato.boundary.planes import SECTION_NORMS, through
 from sfumato.boundary.toys import TOYS
 from sfumato.boundary.views import chosen
-from sfumato.errors import InputError, nearest
-from sfumato.files import atomic_write
+from sfumato.core.errors import InputError, nearest
+from sfumato.core.files import atomic_write
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure

@@ -27,7 +27,7 @@ from sfumato.boundary.views import (
     window_reach,
     windows,
 )
-from sfumato.errors import InputError
+from sfumato.core.errors import InputError
 
 if TYPE_CHECKING:
     from sfumato.classifiers import Classifier

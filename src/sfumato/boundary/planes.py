@@ -15,14 +15,14 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from sfumato.attacks.batching import gradients
 from sfumato.attacks.losses import LOSSES
 from sfumato.attacks.norms import check_norm, flat, norm_of
-from sfumato.attacks.passes import gradients
 from sfumato.attacks.pgd import pgd
 from sfumato.attacks.square import square
-from sfumato.attacks.streams import Streams
 from sfumato.classifiers.classifier import BudgetExceeded
-from sfumato.errors import InputError
+from sfumato.core.errors import InputError
+from sfumato.core.streams import Streams
 
 if TYPE_CHECKING:
     from sfumato.classifiers import Classifier

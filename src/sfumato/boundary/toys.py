@@ -14,8 +14,8 @@ from sfumato.attacks.norms import check_norm, into, per_sample, steepest
 from sfumato.boundary.fields import Field, answers_at
 from sfumato.boundary.planes import SECTION_NORMS
 from sfumato.classifiers import Classifier
-from sfumato.errors import InputError, nearest
-from sfumato.samplers import mix_seed
+from sfumato.core.errors import InputError, nearest
+from sfumato.core.streams import mix_seed
 
 TOYS = ("moons", "rings")
 TOY_EPS = {"Linf": 0.05, "L2": 0.058, "L1": 0.058}  # less than half the gap between the classes

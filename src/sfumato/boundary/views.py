@@ -14,7 +14,7 @@ from torch import Tensor
 from sfumato.attacks.losses import margin
 from sfumato.boundary.fields import Field, Path, along, answers_of, crossing, field, path
 from sfumato.boundary.planes import Plane, attacked, gradient_direction, random_direction, through
-from sfumato.errors import InputError
+from sfumato.core.errors import InputError
 
 if TYPE_CHECKING:
     from sfumato.classifiers import Classifier

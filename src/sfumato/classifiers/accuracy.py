@@ -10,8 +10,8 @@ import torch
 from torch import Tensor
 
 from sfumato.classifiers.classifier import Classifier
+from sfumato.core.errors import InputError, nearest
 from sfumato.data import ImageSet
-from sfumato.errors import InputError, nearest
 
 LEVEL = 0.95  # of the intervals
 

@@ -18,8 +18,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from sfumato.classifiers.preprocessing import check_channels, declared, statistics
-from sfumato.devices import find_device
-from sfumato.errors import InputError
+from sfumato.core.devices import find_device
+from sfumato.core.errors import InputError
 
 TOLERANCE = 1e-6  # how far outside [0, 1] rounding may leave a pixel
 _FAR = torch.finfo(torch.float32).max  # what is farther, or NaN, is no pixel with noise on it

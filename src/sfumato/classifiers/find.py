@@ -14,13 +14,13 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from sfumato import weights
 from sfumato.classifiers.classifier import Classifier, logits_of
+from sfumato.classifiers.effnet import EfficientNetLite0
 from sfumato.classifiers.preprocessing import distinct, from_transformers
 from sfumato.classifiers.saved import load_classifier
-from sfumato.devices import find_device
-from sfumato.errors import InputError, nearest
-from sfumato.metrics.effnet import EfficientNetLite0
+from sfumato.core import checkpoint
+from sfumato.core.devices import find_device
+from sfumato.core.errors import InputError, nearest
 
 EFFNET = "effnet-lite0"
 KINDS = f"a folder that 'sfumato classifier train' wrote, {EFFNET}, timm:NAME, hf:NAME or py:package.module:factory"
@@ -52,7 +52,7 @@ def find_classifier(spec: str | Path, device: str = "auto") -> Classifier:
             raise InputError(f"classifier {text!r} names nothing: give {KINDS}")
         return {"timm": _from_timm, "hf": _from_hub, "py": _from_code}[kind](name, device)
     path = Path(text).expanduser()
-    if not path.exists() and path.suffix.lower() not in weights.PICKLES:
+    if not path.exists() and path.suffix.lower() not in checkpoint.PICKLES:
         close = f" ({nearest(text, [EFFNET])})" if "/" not in text and "eff" in text.lower() else ""
         raise InputError(f"classifier {text!r} does not exist{close}: give {KINDS}")
     if path.is_dir() and "model_type" in _settings(path / "config.json"):

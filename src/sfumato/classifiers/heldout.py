@@ -7,9 +7,9 @@ from pathlib import Path
 
 import numpy as np
 
+from sfumato.core.errors import InputError
 from sfumato.data import SOURCES, ImageSet, load
 from sfumato.data.folder import scan_folder
-from sfumato.errors import InputError
 
 _ENOUGH = 50  # images: of fewer, a tenth would say nothing
 

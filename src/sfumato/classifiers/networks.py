@@ -12,7 +12,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from sfumato.registry import Registry
+from sfumato.core.registry import Registry
 
 NETWORKS: Registry[Callable[[int, tuple[int, int], int], nn.Module]] = Registry("network")
 """Networks by name: functions from (channels, (height, width), classes) to a module, (B, C, H, W) -> (B, classes)."""

@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from sfumato.errors import InputError
+from sfumato.core.errors import InputError
 
 
 @dataclass(frozen=True)

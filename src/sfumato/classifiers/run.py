@@ -12,10 +12,10 @@ from torch import Tensor, nn
 
 from sfumato.classifiers.classifier import Classifier
 from sfumato.classifiers.networks import NETWORKS
+from sfumato.core.devices import autocast_type
+from sfumato.core.errors import InputError
+from sfumato.core.streams import mix_seed
 from sfumato.data import ImageSet
-from sfumato.devices import autocast_type
-from sfumato.errors import InputError
-from sfumato.samplers import mix_seed
 
 MOST_IN_BATCH = 128
 LEARNING_RATE = 0.1

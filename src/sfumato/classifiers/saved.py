@@ -10,11 +10,11 @@ from typing import Any
 import torch
 from torch import nn
 
-from sfumato import weights
 from sfumato.classifiers.classifier import Classifier
 from sfumato.classifiers.networks import NETWORKS
-from sfumato.devices import find_device
-from sfumato.errors import InputError
+from sfumato.core import checkpoint
+from sfumato.core.devices import find_device
+from sfumato.core.errors import InputError
 
 FORMAT = 1
 _WANTED = {"network": str, "size": list, "channels": int, "mean": list, "std": list, "labels": list}
@@ -51,7 +51,7 @@ def save_classifier(folder: str | Path, classifier: Classifier, notes: Mapping[s
         "std": classifier.std.tolist(),
         "labels": list(classifier.labels),
     }
-    weights.write(Path(folder), module.state_dict(), json.loads(json.dumps(description)))
+    checkpoint.write(Path(folder), module.state_dict(), json.loads(json.dumps(description)))
 
 
 def load_classifier(path: str | Path, device: str | torch.device = "auto") -> Classifier:
@@ -61,8 +61,8 @@ def load_classifier(path: str | Path, device: str | torch.device = "auto") -> Cl
         InputError: nothing there, a damaged or foreign file, a pickle, or a model of another kind.
     """
     chosen = find_device(device)
-    file = weights.find(path)
-    tensors, description = weights.read(file)
+    file = checkpoint.find(path)
+    tensors, description = checkpoint.read(file)
     check_description(file, description)
     network = NETWORKS.find(description["network"])
     height, width = description["size"]
@@ -90,8 +90,8 @@ def load_classifier(path: str | Path, device: str | torch.device = "auto") -> Cl
 
 def read_description(path: str | Path) -> dict[str, Any]:
     """What is kept with a saved classifier: the settings, and the notes (test accuracy, data, training)."""
-    file = weights.find(path)
-    description = weights.read(file)[1]
+    file = checkpoint.find(path)
+    description = checkpoint.read(file)[1]
     check_description(file, description)
     return description
 

@@ -8,8 +8,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from sfumato import weights
 from sfumato.classifiers.classifier import Classifier
+from sfumato.core import checkpoint
 
 _LOOKED_AT = 4  # images
 
@@ -29,7 +29,7 @@ def classifier_hash(classifier: Classifier, x: Tensor) -> str:
     if torch.equal(first, second):
         tensors["answers"] = first
     told = [list(classifier.labels), classifier.size, classifier.channels]
-    return weights.checksum({name: each for name, each in tensors.items() if isinstance(each, Tensor)}, told)[:16]
+    return checkpoint.checksum({name: each for name, each in tensors.items() if isinstance(each, Tensor)}, told)[:16]
 
 
 def stamp(classifier: Classifier) -> dict[str, Any]:

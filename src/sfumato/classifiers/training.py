@@ -12,19 +12,19 @@ from typing import Any
 
 import torch
 
-from sfumato import weights
 from sfumato.classifiers.accuracy import evaluate_classifier
 from sfumato.classifiers.classifier import Classifier
 from sfumato.classifiers.heldout import training_and_test
 from sfumato.classifiers.networks import NETWORKS, suggest_network
 from sfumato.classifiers.run import Run, new_classifier
 from sfumato.classifiers.saved import load_classifier, save_classifier
+from sfumato.core import checkpoint
+from sfumato.core.devices import find_device
+from sfumato.core.errors import InputError
+from sfumato.core.files import make_folder
 from sfumato.data import ImageSet
-from sfumato.devices import find_device
-from sfumato.errors import InputError
-from sfumato.files import make_folder
-from sfumato.interrupts import whole_steps
-from sfumato.resume import STATE, model_is_stale, restore
+from sfumato.engine.interrupts import whole_steps
+from sfumato.engine.resume import STATE, model_is_stale, restore
 
 DEFAULT_MINUTES = 3.0
 DEFAULT_EPOCHS = 60  # with the default minutes: what comes first; more passes over a small set teach little
@@ -225,4 +225,4 @@ def _finish(run: Run, out: Path, test: ImageSet, held_out: str) -> None:
 
 
 def _save(run: Run, out: Path) -> None:
-    weights.write_tensors(out / STATE, run.tensors(), {"identity": dict(run.settings), "numbers": run.numbers()})
+    checkpoint.write_tensors(out / STATE, run.tensors(), {"identity": dict(run.settings), "numbers": run.numbers()})

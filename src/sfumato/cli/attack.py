@@ -24,7 +24,7 @@ from sfumato.cli.console import (
     show,
     waiting,
 )
-from sfumato.errors import InputError
+from sfumato.core.errors import InputError
 
 ClassifierArgument = Annotated[
     str,

@@ -24,7 +24,7 @@ from sfumato.cli.console import (
     say,
     show,
 )
-from sfumato.errors import InputError
+from sfumato.core.errors import InputError
 
 if TYPE_CHECKING:
     from collections.abc import Mapping

@@ -20,7 +20,7 @@ from sfumato.cli.console import (
     read_size,
     show,
 )
-from sfumato.errors import InputError
+from sfumato.core.errors import InputError
 
 if TYPE_CHECKING:
     from sfumato.classifiers import Classifier

@@ -23,7 +23,7 @@ from sfumato.cli.console import (
     say,
     show,
 )
-from sfumato.errors import InputError
+from sfumato.core.errors import InputError
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -80,8 +80,8 @@ def certify(
     if batch_size is not None and batch_size < 1:
         raise InputError(f"--batch-size {batch_size}: give 1 or more")
     from sfumato.classifiers import find_classifier
-    from sfumato.defences.certificates import check_settings
-    from sfumato.defences.certification import PICTURE, certify_data
+    from sfumato.defences.smoothing.certificates import check_settings
+    from sfumato.defences.smoothing.certification import PICTURE, certify_data
     from sfumato.generator import Generator
 
     check_settings(sigma, distances or (), alpha, selection, samples, mode)  # before anything is loaded

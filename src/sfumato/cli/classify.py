@@ -11,7 +11,7 @@ import typer
 from sfumato.cli.console import DeviceOption, FitOption, JsonOption, ModelArgument, SeedOption, counting, show
 from sfumato.cli.pictures import picture_files, read_picture
 from sfumato.cli.score import some_images
-from sfumato.errors import InputError
+from sfumato.core.errors import InputError
 
 if TYPE_CHECKING:
     from sfumato.classifiers import Classifier

@@ -16,8 +16,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 import typer.core
 
-from sfumato.errors import InputError
-from sfumato.files import finite
+from sfumato.core.errors import InputError
+from sfumato.core.files import finite
 
 if TYPE_CHECKING:
     from rich.console import Console

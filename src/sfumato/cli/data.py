@@ -41,7 +41,8 @@ def check(
     pixels = read_size(size)
     if output is not None:
         check_output(output, PICTURES)
-    from sfumato import data, pictures
+    from sfumato import data
+    from sfumato.core import pictures
 
     with counting(f"reading {source}") as progress, warnings.catch_warnings():
         warnings.simplefilter("ignore", UserWarning)  # the report says it better

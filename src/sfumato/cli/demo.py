@@ -12,7 +12,7 @@ import typer
 
 from sfumato.cli.console import DeviceOption, Interrupted, JsonOption, check_folder, say, show, waiting
 from sfumato.cli.train import TrainingDisplay, clock
-from sfumato.errors import InputError
+from sfumato.core.errors import InputError
 
 if TYPE_CHECKING:
     from sfumato.lecture import Section, Subject

@@ -23,7 +23,7 @@ from sfumato.cli.console import (
     load_images,
     show,
 )
-from sfumato.errors import InputError
+from sfumato.core.errors import InputError
 
 if TYPE_CHECKING:
     from sfumato.data import ImageSet
@@ -71,8 +71,9 @@ def evaluate(
     """Measure a model against images it was not trained on: distances, coverage, labels or captions, memorisation."""
     if output is not None:
         check_folder(output)
-    from sfumato import metrics, pictures
-    from sfumato.files import atomic_write
+    from sfumato import metrics
+    from sfumato.core import pictures
+    from sfumato.core.files import atomic_write
     from sfumato.recipes import load
 
     generator = load(model, device)

@@ -18,9 +18,9 @@ def export(
     """Write a copy of a model to share: the weights alone, in 16 bits, half as large."""
     target = Path(output)
     check_folder(target)
-    from sfumato.errors import InputError
+    from sfumato.core.checkpoint import MODEL
+    from sfumato.core.errors import InputError
     from sfumato.generator import Generator
-    from sfumato.weights import MODEL
 
     if (target / MODEL).exists():
         raise InputError(f"-o {output!r} holds a model already: give a new folder")

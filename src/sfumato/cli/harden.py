@@ -25,7 +25,7 @@ from sfumato.cli.console import (
     show,
     waiting,
 )
-from sfumato.errors import InputError
+from sfumato.core.errors import InputError
 
 IMAGES = 500
 
@@ -74,9 +74,9 @@ def harden(
     check_folder(Path(out), "--out")
     from sfumato.classifiers import find_classifier, load_classifier, read_description
     from sfumato.classifiers.training import Budget
-    from sfumato.defences.adversarial_training import METHODS, Threat
-    from sfumato.defences.hardening import check_trainable, hardening_steps
-    from sfumato.defences.smoothness import PICTURE, picture, report, save_report, smoothness, table
+    from sfumato.defences.hardening.adversarial_training import METHODS, Threat
+    from sfumato.defences.hardening.harden import check_trainable, hardening_steps
+    from sfumato.defences.hardening.smoothness import PICTURE, picture, report, save_report, smoothness, table
     from sfumato.generator import Generator
 
     METHODS.find(method)  # all of it before the images are decoded: that may take its time

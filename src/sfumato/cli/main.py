@@ -27,7 +27,7 @@ from sfumato.cli import (
     train,
 )
 from sfumato.cli.console import Interrupted, Verb, say
-from sfumato.errors import InputError
+from sfumato.core.errors import InputError
 
 DONE, BAD_INPUT, INTERRUPTED = 0, 2, 130
 
@@ -118,7 +118,7 @@ def _usage(error: Any) -> str:
 
 
 def _disk(error: OSError) -> str:
-    from sfumato.files import why_not_written
+    from sfumato.core.files import why_not_written
 
     name = error.filename or "the output"
     return str(why_not_written(name, error) or f"{name}: {error.strerror or error}: check the path, or give another")

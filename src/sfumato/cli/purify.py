@@ -10,7 +10,7 @@ import typer
 
 from sfumato.cli.console import DeviceOption, JsonOption, ModelArgument, SeedOption, check_folder, counting, show
 from sfumato.cli.pictures import picture_files, read_picture
-from sfumato.errors import InputError
+from sfumato.core.errors import InputError
 
 if TYPE_CHECKING:
     from sfumato.defences import Purifier
@@ -44,9 +44,9 @@ def purify(
     import torch
     from PIL import Image
 
-    from sfumato import pictures
+    from sfumato.core import pictures
+    from sfumato.core.files import make_folder
     from sfumato.defences import purify as run
-    from sfumato.files import make_folder
     from sfumato.generator import Generator
 
     generator = Generator.from_pretrained(model, device)
@@ -73,7 +73,7 @@ def purify(
 
 def purifier_of(generator: Generator, sigma: float | None, steps: int | None, sampler: str = "euler") -> Purifier:
     """The purifier that was asked for; where steps were not, no fewer than there are stages to climb."""
-    from sfumato.defences.purify import SIGMA, STEPS, Purifier, level_of
+    from sfumato.defences.purification.purifier import SIGMA, STEPS, Purifier, level_of
 
     sigma = SIGMA if sigma is None else sigma
     stages = generator.ladder.stages - level_of(generator.ladder, sigma).stage

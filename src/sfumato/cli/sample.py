@@ -21,7 +21,7 @@ from sfumato.cli.console import (
     show,
     waiting,
 )
-from sfumato.errors import InputError
+from sfumato.core.errors import InputError
 
 if TYPE_CHECKING:
     import numpy as np
@@ -161,7 +161,8 @@ def sample(
     _check_variations(variations or [], toward, away, [option for option, value in others.items() if value])
     if film and init is not None:
         raise InputError("--film shows sampling from pure noise: leave --init out, or --film")
-    from sfumato import editing, pictures
+    from sfumato import editing
+    from sfumato.core import pictures
     from sfumato.generator import Generator, packaged
     from sfumato.recipes import load, varied
 
@@ -250,7 +251,7 @@ def _guidance(
 
 def _sheet(pixels: Tensor, prompt: Sequence[str] | None, label: Sequence[str] | None, classes: Sequence[str]) -> Image:
     """One picture of all images: a row for each of several prompts, or a column for each label."""
-    from sfumato import pictures
+    from sfumato.core import pictures
 
     count = len(pixels)
     if prompt and len(prompt) > 1:
@@ -280,7 +281,7 @@ def _write_folder(folder: Path, images: np.ndarray, names: Sequence[str]) -> Non
     """One file an image, ``00007-sneaker.png``; images (N, H, W, C) uint8, their labels or prompts if there are any."""
     from PIL import Image
 
-    from sfumato.pictures import save
+    from sfumato.core.pictures import save
 
     folder.mkdir(parents=True, exist_ok=True)
     for i, image in enumerate(images):
@@ -294,7 +295,7 @@ def _write_npz(
     """``images`` (N, H, W, C) uint8 with ``labels`` (N,) int64 and ``classes``, or ``captions``: what ``--data`` reads."""
     import numpy as np
 
-    from sfumato.files import atomic
+    from sfumato.core.files import atomic
 
     arrays: dict[str, Any] = {"images": images}
     if classes:

@@ -21,7 +21,7 @@ from sfumato.cli.console import (
     show,
     waiting,
 )
-from sfumato.errors import InputError
+from sfumato.core.errors import InputError
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -175,8 +175,8 @@ def _write(
     import numpy as np
     import torch
 
-    from sfumato import pictures
-    from sfumato.files import atomic, atomic_write, finite, make_folder
+    from sfumato.core import pictures
+    from sfumato.core.files import atomic, atomic_write, finite, make_folder
     from sfumato.likelihood import integration_figure
 
     make_folder(folder)

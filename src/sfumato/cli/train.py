@@ -71,9 +71,9 @@ def train(
     chosen = read_settings(settings or [])
     pixels = read_size(size)
     check_folder(Path(out), "--out")
+    from sfumato.engine.budget import Budget
     from sfumato.recipes import RECIPES
     from sfumato.training import training_steps
-    from sfumato.training.budget import Budget
 
     steps_of = training_steps if recipe is None else RECIPES.find(recipe)
     budget = Budget.of(minutes, images, steps)  # before the images are decoded: that may take its time

@@ -8,7 +8,7 @@ from dataclasses import dataclass, fields, replace
 import torch
 from torch import Tensor
 
-from sfumato.errors import InputError
+from sfumato.core.errors import InputError
 
 
 @dataclass(frozen=True)

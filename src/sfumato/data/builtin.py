@@ -12,9 +12,9 @@ from typing import Any
 
 import numpy as np
 
+from sfumato.core.errors import InputError
 from sfumato.data.imageset import ImageSet
 from sfumato.data.sources import SOURCES, cached_set, file_identity
-from sfumato.errors import InputError
 
 _DEBIAN = Path("/usr/share/datasets/fashion-mnist")  # where Debian's package dataset-fashion-mnist puts its files
 _FASHION_CLASSES = (

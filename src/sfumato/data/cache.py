@@ -20,8 +20,8 @@ from typing import Any, BinaryIO
 
 import numpy as np
 
-from sfumato.errors import InputError
-from sfumato.files import atomic, atomic_write
+from sfumato.core.errors import InputError
+from sfumato.core.files import atomic, atomic_write
 
 VERSION = 3  # raise when decoding changes, so that old entries are no longer found
 

@@ -20,9 +20,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from sfumato.core.errors import InputError
 from sfumato.data.decode import SUFFIXES, draw
 from sfumato.data.listing import relative, some
-from sfumato.errors import InputError
 
 NAMES = ("metadata.jsonl", "metadata.csv")  # of two in one folder the first is used
 MOST = 1000  # characters of a text; more is no caption

@@ -18,10 +18,10 @@ from typing import Any
 import numpy as np
 from PIL import Image, ImageOps, UnidentifiedImageError
 
+from sfumato.core.errors import InputError
 from sfumato.data.cache import Append, cached
 from sfumato.data.fit import Size, fit_image, suggest_size
 from sfumato.data.imageset import ImageSet
-from sfumato.errors import InputError
 
 MOST_PIXELS = 64_000_000  # one image of more is taken for a decompression bomb
 # Named, because Pillow would also try formats that start other programs (EPS: Ghostscript).

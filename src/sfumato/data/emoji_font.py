@@ -14,11 +14,11 @@ import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 from PIL import __version__ as pillow_version
 
+from sfumato.core.errors import InputError
 from sfumato.data.captions import variants
 from sfumato.data.decode import draw, hash_split
 from sfumato.data.fit import fit_image
 from sfumato.data.imageset import ImageSet
-from sfumato.errors import InputError
 
 FONT = "NotoColorEmoji.ttf"
 SIDE = 64  # pixels of the images that are made

@@ -7,7 +7,7 @@ from statistics import median
 import numpy as np
 from PIL import Image
 
-from sfumato.errors import InputError, nearest
+from sfumato.core.errors import InputError, nearest
 
 FITS = ("crop", "pad")
 LEAST, MOST = 8, 1024  # pixels a side

@@ -9,12 +9,12 @@ from pathlib import Path
 
 import numpy as np
 
+from sfumato.core.errors import InputError
 from sfumato.data.captions import Captions, find_captions
 from sfumato.data.decode import Decoded, Entry, Progress, decode_cached
 from sfumato.data.fit import Size
 from sfumato.data.imageset import ImageSet
 from sfumato.data.listing import listed, natural, relative, some, walk
-from sfumato.errors import InputError
 
 _TEST_NAMES = ("test", "val", "valid", "validation")  # the first that is there is the test split
 

@@ -8,11 +8,11 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+from sfumato.core.errors import InputError
 from sfumato.data.captions import captioned
 from sfumato.data.decode import Decoded, Entry, Progress, decode_cached
 from sfumato.data.fit import Size
 from sfumato.data.imageset import ImageSet
-from sfumato.errors import InputError
 
 _TEXT_COLUMNS = ("text", "caption", "captions", "prompt")  # the first that is there
 _TEST_NAMES = ("test", "validation", "valid", "val")

@@ -12,7 +12,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from sfumato.errors import InputError
+from sfumato.core.errors import InputError
 
 _CHUNK = 1024  # images read at once where a whole set is gone through: a memory map may be larger than the memory
 

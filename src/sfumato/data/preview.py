@@ -12,11 +12,11 @@ import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 from torch import Tensor
 
+from sfumato.core.errors import InputError
+from sfumato.core.pictures import grid, named_rows, on_white, to_bytes
 from sfumato.data.decode import Progress
 from sfumato.data.imageset import ImageSet
 from sfumato.data.sources import load
-from sfumato.errors import InputError
-from sfumato.pictures import grid, named_rows, on_white, to_bytes
 
 _ROWS, _COLUMNS = 12, 12
 _CAPTIONED = 36  # images of a captioned preview

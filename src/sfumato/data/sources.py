@@ -11,12 +11,12 @@ from typing import Any
 
 import numpy as np
 
+from sfumato.core.errors import InputError, nearest
+from sfumato.core.registry import Registry
 from sfumato.data.cache import Append, cached
 from sfumato.data.decode import Progress
 from sfumato.data.fit import Size, check_fit, check_size, common_background, fit_array
 from sfumato.data.imageset import ImageSet
-from sfumato.errors import InputError, nearest
-from sfumato.registry import Registry
 
 SPLITS = ("train", "test")
 SOURCES: Registry[Callable[[str], ImageSet]] = Registry("data source")

@@ -10,7 +10,14 @@ True
 
 from __future__ import annotations
 
-from sfumato.defences.certificates import (
+from sfumato.defences.diffusion_classifier import Decision, DiffusionClassifier, classify, diffusion_classifier
+from sfumato.defences.fit import check_fit
+from sfumato.defences.hardening.harden import harden, hardening_steps
+from sfumato.defences.hardening.smoothness import Smoothness, smoothness
+from sfumato.defences.purification.attacks import Effort
+from sfumato.defences.purification.protocol import Purification, purification_protocol
+from sfumato.defences.purification.purifier import Purifier, purified, purify
+from sfumato.defences.smoothing.certificates import (
     ABSTAIN,
     Certificate,
     certified,
@@ -19,16 +26,9 @@ from sfumato.defences.certificates import (
     l2_radius,
     linf_radius,
 )
-from sfumato.defences.certification import Certification, certify_data
-from sfumato.defences.diffusion_classifier import Decision, DiffusionClassifier, classify, diffusion_classifier
-from sfumato.defences.fit import check_fit
-from sfumato.defences.hardening import harden, hardening_steps
-from sfumato.defences.purification_attacks import Effort
-from sfumato.defences.purification_protocol import Purification, purification_protocol
-from sfumato.defences.purify import Purifier, purified, purify
-from sfumato.defences.smoothed_attack import Attacked, attack_smoothed
-from sfumato.defences.smoothing import certify
-from sfumato.defences.smoothness import Smoothness, smoothness
+from sfumato.defences.smoothing.certification import Certification, certify_data
+from sfumato.defences.smoothing.certify import certify
+from sfumato.defences.smoothing.smoothed_attack import Attacked, attack_smoothed
 
 __all__ = [
     "ABSTAIN", "Attacked", "Certificate", "Certification", "Decision", "DiffusionClassifier", "Effort",

@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from sfumato.classifiers import Classifier
-from sfumato.errors import InputError, nearest
+from sfumato.core.errors import InputError, nearest
 from sfumato.ladder import Ladder
 from sfumato.likelihood.bound import errors
 from sfumato.samplers import Noise

@@ -9,8 +9,8 @@ import torch
 from torch import Tensor, nn
 
 from sfumato.conditions import Condition, Kinds
+from sfumato.core.errors import InputError, nearest
 from sfumato.denoisers.networks import NETWORKS
-from sfumato.errors import InputError, nearest
 from sfumato.ladder import Ladder, Level, coarse
 
 SHARING = ("shared", "stage", "rung")
@@ -119,7 +119,7 @@ class Denoiser(nn.Module):
         return self.networks[sum(len(levels) - 1 for levels in self.rungs[:stage]) + rung]
 
     def rung(self, stage: int, index: int) -> tuple[Level, Level]:
-        """The noisier and the cleaner end of a rung."""
+        """The add_noise and the cleaner end of a rung."""
         return Level(stage, self.rungs[stage][index]), Level(stage, self.rungs[stage][index + 1])
 
 

@@ -9,6 +9,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from sfumato.conditions import Condition, Kinds
+from sfumato.core.errors import InputError
 from sfumato.denoisers.layers import (
     LevelEmbedding,
     Modulation,
@@ -19,7 +20,6 @@ from sfumato.denoisers.layers import (
     zero,
 )
 from sfumato.denoisers.networks import NETWORKS
-from sfumato.errors import InputError
 from sfumato.ladder import Ladder
 
 

@@ -8,6 +8,6 @@ from __future__ import annotations
 
 from torch import nn
 
-from sfumato.registry import Registry
+from sfumato.core.registry import Registry
 
 NETWORKS: Registry[type[nn.Module]] = Registry("network")

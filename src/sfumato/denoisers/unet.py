@@ -11,6 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from sfumato.conditions import Condition, Kinds
+from sfumato.core.errors import InputError
 from sfumato.denoisers.layers import (
     Attention,
     CrossAttention,
@@ -22,7 +23,6 @@ from sfumato.denoisers.layers import (
     zero,
 )
 from sfumato.denoisers.networks import NETWORKS
-from sfumato.errors import InputError
 from sfumato.ladder import Ladder
 
 
@@ -46,7 +46,7 @@ class Block(nn.Module):
         return x + self.second(F.silu(self.norm(hidden)))
 
 
-class Rise(nn.Module):
+class Upsample(nn.Module):
     """From an inner level to the next outer one: a 1x1 convolution to four values a pixel, spread over 2x2."""
 
     def __init__(self, inner: int, outer: int) -> None:
@@ -59,7 +59,7 @@ class Rise(nn.Module):
         return wide.permute(0, 1, 3, 2, 4, 5).reshape(batch, 2 * height, 2 * width, -1).permute(0, 3, 1, 2)
 
 
-class Sink(nn.Module):
+class Downsample(nn.Module):
     """From a level to the next inner one: each 2x2 block of pixels becomes one, by a matrix."""
 
     def __init__(self, outer: int, inner: int) -> None:
@@ -128,8 +128,8 @@ class NestedUNet(nn.Module):
                 if kinds.tokens:
                     self.text[str(level)] = CrossAttention(here, kinds.tokens)
             if level + 1 < len(channels):
-                self.sink[str(level)] = Sink(here, channels[level + 1])
-                self.rise[str(level)] = Rise(channels[level + 1], here)
+                self.sink[str(level)] = Downsample(here, channels[level + 1])
+                self.rise[str(level)] = Upsample(channels[level + 1], here)
         self.read, self.norm, self.write = nn.ModuleDict(), nn.ModuleDict(), nn.ModuleDict()
         for stage in serves:
             pixels, here = self.places[stage].patch ** 2, channels[self.places[stage].level]

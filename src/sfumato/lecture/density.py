@@ -8,7 +8,8 @@ import torch
 from markupsafe import Markup
 from torch import Tensor
 
-from sfumato import data, pictures
+from sfumato import data
+from sfumato.core import pictures
 from sfumato.defences.diffusion_classifier import classify, diffusion_classifier
 from sfumato.lecture.section import Picture, Section, Subject, part
 from sfumato.likelihood import auroc, integration_figure, png_bits

@@ -8,9 +8,9 @@ import torch
 from markupsafe import Markup
 
 from sfumato import generator as generators
-from sfumato import pictures
 from sfumato.audit.figures import Axes, ticks
-from sfumato.errors import InputError
+from sfumato.core import pictures
+from sfumato.core.errors import InputError
 from sfumato.lecture.section import Absent, Picture, Section, Subject, part
 
 GUIDANCE = 1.5  # of the samples: a short training leaves labels weak, so they are pressed a little

@@ -11,18 +11,18 @@ from markupsafe import Markup
 from PIL import Image, ImageOps
 from torch import Tensor, nn
 
-from sfumato import pictures
 from sfumato.attacks import pgd, verified
+from sfumato.attacks.batching import gradients
 from sfumato.attacks.losses import cross_entropy
 from sfumato.attacks.norms import into, steepest
-from sfumato.attacks.passes import gradients
 from sfumato.audit.figures import NOISE_SCALE, noise
 from sfumato.audit.summary import size
 from sfumato.boundary import boundary
 from sfumato.boundary.figure import compose
 from sfumato.boundary.views import right_rows
 from sfumato.classifiers import Classifier
-from sfumato.defences.smoothing import Denoise
+from sfumato.core import pictures
+from sfumato.defences.smoothing.certify import Denoise
 from sfumato.lecture.section import Absent, Picture, Section, Subject, Table, part
 
 STRENGTHS = (4 / 255, 8 / 255, 16 / 255, 32 / 255, 64 / 255)  # of the attack, Linf
@@ -202,8 +202,8 @@ def boundaries(subject: Subject) -> Section:
 @part("A certificate", RADIUS)
 def certificate(subject: Subject) -> Section:
     """Certified accuracy of the smoothed classifier on a handful of images."""
-    from sfumato.defences.certificate_figure import draw
-    from sfumato.defences.certification import certify_data
+    from sfumato.defences.smoothing.certification import certify_data
+    from sfumato.defences.smoothing.figure import draw
 
     sizes = subject.sizes
     names = (str(subject.classifier_folder), str(subject.run))

@@ -9,7 +9,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from sfumato.errors import InputError
+from sfumato.core.errors import InputError
 from sfumato.ladder import Ladder, coarse
 from sfumato.likelihood.pixels import CELL, on_grid, reconstruction
 from sfumato.samplers import Noise

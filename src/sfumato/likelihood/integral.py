@@ -9,7 +9,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from sfumato.errors import InputError
+from sfumato.core.errors import InputError
 
 Draw = Callable[[int, int], Tensor]  # (number of the first, how many) -> (n, C, H, W)
 

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from sfumato.errors import InputError
+from sfumato.core.errors import InputError
 
 
 def png_bits(x: Tensor) -> Tensor:
@@ -20,7 +20,7 @@ def png_bits(x: Tensor) -> Tensor:
     """
     from PIL import Image
 
-    from sfumato.pictures import to_bytes
+    from sfumato.core.pictures import to_bytes
 
     sizes = []
     for image in to_bytes(x):

@@ -11,12 +11,12 @@ import torch
 from torch import Tensor
 
 from sfumato.conditions import Condition
-from sfumato.errors import InputError
+from sfumato.core.errors import InputError
+from sfumato.core.registry import Registry
 from sfumato.likelihood.bound import DRAWS, DenoiseAt, bound
 from sfumato.likelihood.flow import ORDER, STEPS, flow
 from sfumato.likelihood.integral import NOISE, SAMPLES, Draw, Integral, integral
 from sfumato.likelihood.pixels import CELL, round_to_bytes
-from sfumato.registry import Registry
 from sfumato.samplers import Noise, evaluations
 
 if TYPE_CHECKING:

@@ -8,8 +8,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from sfumato.devices import autocast_type
-from sfumato.errors import InputError
+from sfumato.core.devices import autocast_type
+from sfumato.core.errors import InputError
 
 if TYPE_CHECKING:
     from sfumato.data import ImageSet

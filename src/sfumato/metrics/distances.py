@@ -6,7 +6,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from sfumato.errors import InputError
+from sfumato.core.errors import InputError
 
 Features = np.ndarray | Tensor  # (N, D), one row an image
 Moments = tuple[Features, Features]  # mean (D,) and covariance (D, D)

@@ -11,8 +11,8 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from sfumato.errors import InputError
-from sfumato.metrics import effnet
+from sfumato.classifiers import effnet
+from sfumato.core.errors import InputError
 from sfumato.metrics.distances import frechet_distance, kernel_distance
 from sfumato.metrics.features import FEATURES, FeatureSpace, reference_features, subset
 from sfumato.metrics.manifold import density_coverage, precision_recall
@@ -267,8 +267,8 @@ def _draw(
     captions: Sequence[str] = (),
 ) -> ImageSet:
     """The samples as 8-bit images, with what was asked for: captions, or labels in numbers of ``train.classes``."""
+    from sfumato.core.pictures import to_bytes
     from sfumato.data import ImageSet
-    from sfumato.pictures import to_bytes
 
     classes = generator.classes
     numbers = np.arange(n) % max(1, len(classes))  # (n,) in the generator's numbering

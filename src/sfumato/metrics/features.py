@@ -14,11 +14,12 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from sfumato import weights
+from sfumato.classifiers import effnet
+from sfumato.core import checkpoint
+from sfumato.core.errors import InputError
+from sfumato.core.registry import Registry
 from sfumato.data.cache import cache_folder
-from sfumato.errors import InputError
-from sfumato.metrics import classifier, effnet
-from sfumato.registry import Registry
+from sfumato.metrics import classifier
 
 if TYPE_CHECKING:
     from sfumato.data import ImageSet
@@ -73,7 +74,13 @@ def classifier_space(train: ImageSet, device: torch.device) -> FeatureSpace:
     model.load_state_dict(cached_tensors(description, lambda: classifier.train_classifier(train, device).state_dict()))
     model = model.eval().requires_grad_(False).to(device, memory_format=torch.channels_last)  # type: ignore[call-overload]
     return FeatureSpace(
-        "classifier", weights.digest(model), classifier.FEATURES, model.features, device, limit=100_000, head=model.head
+        "classifier",
+        checkpoint.digest(model),
+        classifier.FEATURES,
+        model.features,
+        device,
+        limit=100_000,
+        head=model.head,
     )
 
 
@@ -85,7 +92,7 @@ def effnet_space(train: ImageSet, device: torch.device) -> FeatureSpace:
     wheels are missing.
     """
     model = effnet.EfficientNetLite0().to(device, memory_format=torch.channels_last)  # type: ignore[call-overload]
-    return FeatureSpace("effnet-lite0", weights.digest(model), effnet.DIMENSION, model.features, device, limit=5_000)
+    return FeatureSpace("effnet-lite0", checkpoint.digest(model), effnet.DIMENSION, model.features, device, limit=5_000)
 
 
 def reference_features(space: FeatureSpace, images: ImageSet) -> Tensor:
@@ -141,7 +148,7 @@ def _cached(file: Path | None, description: dict) -> dict[str, Tensor] | None:
     if file is None or not file.exists():
         return None
     try:
-        tensors, found = weights.read(file)
+        tensors, found = checkpoint.read(file)
     except InputError:  # damaged: made again
         return None
     return tensors if found == description else None
@@ -152,6 +159,6 @@ def _keep(file: Path | None, tensors: dict[str, Tensor], description: dict) -> N
     if file is None:
         return
     try:
-        weights.write_tensors(file, tensors, description)
+        checkpoint.write_tensors(file, tensors, description)
     except (InputError, OSError) as error:
         warnings.warn(f"the cache of metrics cannot be used ({error}): computed anew next time", stacklevel=3)

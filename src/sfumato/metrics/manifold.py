@@ -10,7 +10,7 @@ from collections.abc import Iterator
 import torch
 from torch import Tensor
 
-from sfumato.errors import InputError
+from sfumato.core.errors import InputError
 from sfumato.metrics.distances import Features, as_matrix
 
 _BYTES = 64_000_000  # of one block of distances

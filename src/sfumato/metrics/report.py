@@ -90,7 +90,7 @@ def picture(result: Mapping[str, Any], samples: ImageSet, train: ImageSet) -> Im
 
     ``result`` is from ``evaluate``, ``samples`` what it handed to ``on_samples``.
     """
-    from sfumato.pictures import grid
+    from sfumato.core.pictures import grid
 
     closest = result["neighbours"]["closest"]
     drawn, real = (

@@ -17,9 +17,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from sfumato.classifiers import effnet
 from sfumato.conditions.image import ImageTextModel, TransformersClip, find_image_text
 from sfumato.conditions.text import MINILM, find_encoder
-from sfumato.metrics import effnet
+from sfumato.core.checkpoint import digest
 from sfumato.metrics.features import (
     FEATURES,
     FeatureSpace,
@@ -29,7 +30,6 @@ from sfumato.metrics.features import (
     subset,
 )
 from sfumato.training import contrastive
-from sfumato.weights import digest
 
 if TYPE_CHECKING:
     from sfumato.data import ImageSet
@@ -236,7 +236,7 @@ class _Given(nn.Module):
 def _trained(train: ImageSet, device: torch.device, text: str, space: FeatureSpace | None) -> ImageTextModel:
     """The embedding from the cache, or trained now: over the features of ``space``, or else with an encoder of its own."""
     from sfumato.conditions.text import LatentStore
-    from sfumato.training.budget import Budget
+    from sfumato.engine.budget import Budget
     from sfumato.training.small import small_steps
 
     images = subset(train, reference_rows(len(train), _LIMIT))

@@ -17,17 +17,18 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from sfumato import weights
 from sfumato.conditions import Condition, Kinds
 from sfumato.conditions.low_resolution import enlarged
 from sfumato.conditions.requests import Labels, Prompts
-from sfumato.errors import InputError
-from sfumato.files import atomic_write
+from sfumato.core import checkpoint
+from sfumato.core.errors import InputError
+from sfumato.core.files import atomic_write
+from sfumato.core.streams import mix_seed
 from sfumato.generator import Generator, to_pixels
 from sfumato.guidance import Guidance
 from sfumato.ladder import Ladder
 from sfumato.recipes.registry import CONFIG, LOADERS
-from sfumato.samplers import Noise, mix_seed
+from sfumato.samplers import Noise
 
 NAME = "cascade"
 FORMAT = 1
@@ -61,7 +62,7 @@ class Cascade:
         if config is None:
             raise InputError(f"{path} holds no cascade: give a folder that 'sfumato train --recipe {NAME}' wrote")
         for name in config.models:
-            if not (Path(path) / name / weights.MODEL).exists():
+            if not (Path(path) / name / checkpoint.MODEL).exists():
                 raise InputError(
                     f"{path} is not trained to the end, it has no model {name!r} yet: the same 'sfumato train' command goes on"
                 )

@@ -10,19 +10,19 @@ from typing import Any
 
 import numpy as np
 
-from sfumato import weights
 from sfumato.conditions.low_resolution import LowResolution
 from sfumato.conditions.sources import source_of
 from sfumato.config import preset as config_of
+from sfumato.core import checkpoint
+from sfumato.core.errors import InputError, nearest
+from sfumato.core.pictures import to_bytes
 from sfumato.data import ImageSet, load
-from sfumato.errors import InputError, nearest
+from sfumato.engine.budget import Budget
 from sfumato.ladder import pool
-from sfumato.pictures import to_bytes
 from sfumato.recipes import imagen
 from sfumato.recipes.cascade import LEVEL, NAME, Stored, check_level, names_of, read
 from sfumato.recipes.registry import CONFIG, RECIPES, PartProgress, in_turn
 from sfumato.training import Progress, training_steps
-from sfumato.training.budget import Budget
 
 BASE_SHARE = 0.5  # of the budget; the enlarging models share the rest equally
 SMALLEST, USUAL = 8, 16  # px, the shorter side of the base model's images: at least, and where there is a choice
@@ -164,7 +164,7 @@ def _shrunk(data: ImageSet, halvings: int) -> ImageSet:
 
 def _check_folder(out: Path, stored: Stored) -> None:
     """A folder that holds something else is not written into."""
-    if (out / weights.MODEL).exists():
+    if (out / checkpoint.MODEL).exists():
         raise InputError(f"{out} holds another run, a single model: give another --out")
     before = read(out)
     if before is None and (out / CONFIG).exists():

@@ -17,21 +17,22 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from sfumato import weights
 from sfumato.conditions import Condition, Kinds
 from sfumato.conditions.image import ImageTextModel, TransformersClip, find_image_text
 from sfumato.conditions.requests import Labels, Prompts, check_prompts
 from sfumato.conditions.text import TextEncoder, find_encoder
 from sfumato.config import Config
+from sfumato.core import checkpoint
+from sfumato.core.errors import InputError
+from sfumato.core.files import atomic_write, make_folder
+from sfumato.core.streams import mix_seed
 from sfumato.editing import Picture
-from sfumato.errors import InputError
-from sfumato.files import atomic_write, make_folder
 from sfumato.generator import Generator
 from sfumato.guidance import Guidance
 from sfumato.ladder import Ladder
 from sfumato.recipes.prior import CANDIDATES, Prior
 from sfumato.recipes.registry import CONFIG, LOADERS
-from sfumato.samplers import Noise, mix_seed
+from sfumato.samplers import Noise
 
 NAME = "dalle2"
 FORMAT = 1
@@ -208,7 +209,7 @@ class DallE2:
         if stored is None:
             raise InputError(f"{path} holds no DALL-E 2: give a folder that 'sfumato train --recipe {NAME}' wrote")
         for part in PARTS:
-            if not (path / part / weights.MODEL).exists() and not (part == "embedding" and stored.embedding):
+            if not (path / part / checkpoint.MODEL).exists() and not (part == "embedding" and stored.embedding):
                 raise InputError(
                     f"{path} is not trained to the end, it has no {part} yet: the same 'sfumato train' command goes on"
                 )

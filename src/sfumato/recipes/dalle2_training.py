@@ -12,22 +12,22 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from sfumato import weights
 from sfumato.conditions import Condition, Kinds
 from sfumato.conditions.image import ImageTextModel, find_image_text
 from sfumato.conditions.text import find_encoder
 from sfumato.config import preset as config_of
+from sfumato.core import checkpoint
+from sfumato.core.checkpoint import digest
+from sfumato.core.devices import find_device
+from sfumato.core.errors import InputError
 from sfumato.data import ImageSet, load
-from sfumato.devices import find_device
-from sfumato.errors import InputError
+from sfumato.engine.budget import Budget
+from sfumato.engine.resume import STATE
 from sfumato.recipes.dalle2 import NAME, PARTS, Embedding, Stored
 from sfumato.recipes.prior import prior_steps
 from sfumato.recipes.registry import CONFIG, RECIPES, PartProgress, in_turn
-from sfumato.resume import STATE
 from sfumato.training import Progress, training_steps
-from sfumato.training.budget import Budget
 from sfumato.training.contrastive import captions_of, contrastive_steps
-from sfumato.weights import digest
 
 SHARES = dict(zip(PARTS, (0.1, 0.15, 0.75), strict=True))  # of the budget
 DEFAULTS = {
@@ -152,7 +152,7 @@ def embed_all(embedding: Embedding, data: ImageSet, device: torch.device) -> tup
 
 def _check_folder(out: Path, stored: Stored) -> None:
     """Refuse a folder with something else in it."""
-    if (out / weights.MODEL).exists() or (out / STATE).exists():
+    if (out / checkpoint.MODEL).exists() or (out / STATE).exists():
         raise InputError(f"{out} holds a model of another kind: give another --out")
     found = Stored.read(out)
     if found is None and (out / CONFIG).exists():

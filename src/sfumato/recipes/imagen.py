@@ -10,8 +10,8 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 
 from sfumato.config import preset as config_of
+from sfumato.core.errors import InputError
 from sfumato.data import ImageSet, load
-from sfumato.errors import InputError
 from sfumato.recipes.registry import RECIPES
 from sfumato.training import Progress, training_steps
 

@@ -14,15 +14,15 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from sfumato import weights
 from sfumato.conditions.image import ImageTextModel, TransformersClip
 from sfumato.conditions.sources import draw_texts
 from sfumato.conditions.text import LatentStore, TextEncoder
+from sfumato.core import checkpoint
+from sfumato.core.devices import find_device
+from sfumato.core.errors import InputError
+from sfumato.core.streams import mix_seed
 from sfumato.data import ImageSet
-from sfumato.devices import find_device
-from sfumato.errors import InputError
-from sfumato.samplers import mix_seed
-from sfumato.training.budget import Budget
+from sfumato.engine.budget import Budget
 from sfumato.training.contrastive import captions_of
 from sfumato.training.loop import Progress
 from sfumato.training.small import SmallRun, small_steps
@@ -153,13 +153,13 @@ class Prior(nn.Module):
             "kind": "prior", "format": FORMAT, "width": self.width, "text_width": self.text_width,
             "hidden": self.hidden, "blocks": len(self.blocks),
         }  # fmt: skip
-        weights.write(Path(path), self.state_dict(), description)
+        checkpoint.write(Path(path), self.state_dict(), description)
 
     @classmethod
     def from_pretrained(cls, path: str | Path, device: str = "auto") -> Prior:
         """Load what ``save`` wrote; InputError for anything else."""
-        file = weights.find(path)
-        tensors, description = weights.read(file)
+        file = checkpoint.find(path)
+        tensors, description = checkpoint.read(file)
         if description.get("kind") != "prior" or description.get("format") != FORMAT:
             raise InputError(f"{file} is no prior of this version of sfumato: train or copy it again")
         try:

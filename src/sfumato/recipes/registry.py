@@ -11,12 +11,12 @@ from typing import Any, Protocol
 
 from torch import Tensor
 
+from sfumato.core.errors import InputError
+from sfumato.core.registry import Registry
 from sfumato.data import ImageSet
-from sfumato.errors import InputError
 from sfumato.generator import Generator
 from sfumato.guidance import Guidance
 from sfumato.ladder import Ladder
-from sfumato.registry import Registry
 from sfumato.training import Progress
 
 CONFIG = "config.json"  # of a run folder; a recipe's holds its name as "recipe"

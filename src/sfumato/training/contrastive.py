@@ -15,11 +15,11 @@ from torch import Tensor
 from sfumato.conditions.image import ImageTextModel
 from sfumato.conditions.sources import draw_texts
 from sfumato.conditions.text import MINILM, LatentStore, find_encoder
+from sfumato.core.devices import autocast_type, find_device
+from sfumato.core.errors import InputError
+from sfumato.core.streams import mix_seed
 from sfumato.data import ImageSet
-from sfumato.devices import autocast_type, find_device
-from sfumato.errors import InputError
-from sfumato.samplers import mix_seed
-from sfumato.training.budget import Budget
+from sfumato.engine.budget import Budget
 from sfumato.training.loop import Progress
 from sfumato.training.small import SmallRun, small_steps
 

@@ -16,19 +16,19 @@ from typing import Any
 import numpy as np
 import torch
 
-from sfumato import weights
 from sfumato.conditions import Kinds
 from sfumato.conditions.sources import Source
 from sfumato.config import SAMPLING, Config, preset
+from sfumato.core import checkpoint
+from sfumato.core.devices import find_device
+from sfumato.core.errors import InputError
+from sfumato.core.files import atomic_write, finite, make_folder, why_not_written
+from sfumato.core.pictures import grid, save
 from sfumato.data import ImageSet, load
-from sfumato.devices import find_device
-from sfumato.errors import InputError
-from sfumato.files import atomic_write, finite, make_folder, why_not_written
+from sfumato.engine.budget import Budget
+from sfumato.engine.interrupts import whole_steps
+from sfumato.engine.resume import STATE, model_is_stale, restore
 from sfumato.generator import Generator
-from sfumato.interrupts import whole_steps
-from sfumato.pictures import grid, save
-from sfumato.resume import STATE, model_is_stale, restore
-from sfumato.training.budget import Budget
 from sfumato.training.run import GIVE_UP, Outcome, Run
 
 LOG = "log.jsonl"
@@ -230,7 +230,7 @@ def _smooth(shown: list[float], outcome: Outcome) -> list[float]:
 
 def _save(run: Run, out: Path, identity: dict[str, Any]) -> None:
     """The state first: a model that is older than its state is still a model of this run."""
-    weights.write_tensors(out / STATE, run.tensors(), {"identity": identity, "numbers": run.numbers()})
+    checkpoint.write_tensors(out / STATE, run.tensors(), {"identity": identity, "numbers": run.numbers()})
     run.generator().save(out)
 
 

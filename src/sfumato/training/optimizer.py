@@ -10,8 +10,8 @@ import torch
 from torch import Tensor, nn
 
 from sfumato.config import Config
+from sfumato.core.devices import autocast_type
 from sfumato.denoisers.layers import LevelEmbedding, Modulation
-from sfumato.devices import autocast_type
 
 STEPS = 5  # Newton-Schulz iterations
 QUINTIC = (3.4445, -4.7750, 2.0315)  # of the iteration X <- a X + (b X X' + c (X X')^2) X, tuned by Jordan for 5 steps

@@ -11,10 +11,10 @@ from torch import Tensor
 from sfumato.conditions import Condition
 from sfumato.conditions.sources import Source, source_of
 from sfumato.config import Config
+from sfumato.core.devices import autocast_type
+from sfumato.core.streams import mix_seed
 from sfumato.data import ImageSet
-from sfumato.devices import autocast_type
 from sfumato.generator import Generator
-from sfumato.samplers import mix_seed
 from sfumato.training.objective import gamma_of_width, measure, stage_loss
 from sfumato.training.optimizer import optimizers
 

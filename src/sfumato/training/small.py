@@ -11,12 +11,12 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from sfumato import weights
-from sfumato.errors import InputError
-from sfumato.interrupts import whole_steps
-from sfumato.resume import STATE, model_is_stale, restore
-from sfumato.samplers import mix_seed
-from sfumato.training.budget import Budget
+from sfumato.core import checkpoint
+from sfumato.core.errors import InputError
+from sfumato.core.streams import mix_seed
+from sfumato.engine.budget import Budget
+from sfumato.engine.interrupts import whole_steps
+from sfumato.engine.resume import STATE, model_is_stale, restore
 from sfumato.training.loop import CHECKPOINT_SECONDS, SMOOTHING, Progress
 from sfumato.training.run import GIVE_UP
 
@@ -183,5 +183,5 @@ def _save(run: SmallRun, out: Path | None, identity: dict[str, Any], save: Save 
     """The state first, as in ``loop``: a model that is older than its state is still a model of this run."""
     if out is None or save is None:
         return
-    weights.write_tensors(out / STATE, run.tensors(), {"identity": identity, "numbers": run.numbers()})
+    checkpoint.write_tensors(out / STATE, run.tensors(), {"identity": identity, "numbers": run.numbers()})
     save(out)

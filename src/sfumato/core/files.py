@@ -16,7 +16,7 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
-from sfumato.errors import InputError
+from sfumato.core.errors import InputError
 
 _DAY = 86_400  # seconds
 

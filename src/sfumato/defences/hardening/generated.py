@@ -15,10 +15,10 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import torch
 from torch import Tensor
 
-from sfumato import weights
+from sfumato.core import checkpoint
+from sfumato.core.errors import InputError
+from sfumato.core.streams import mix_seed
 from sfumato.defences.fit import check_fit
-from sfumato.errors import InputError
-from sfumato.samplers import mix_seed
 
 if TYPE_CHECKING:
     from sfumato.classifiers import Classifier
@@ -104,7 +104,7 @@ def draw_pool(
     numbers: dict[str, Any] = {"wanted": most, "seconds": 0.0, "timed": seconds is None}
     parts: list[Tensor] = []
     if file.exists():
-        tensors, stored = weights.read(file)
+        tensors, stored = checkpoint.read(file)
         if stored.get("identity") != identity:
             raise InputError(f"{file} holds images of another generator, classifier or seed: give another --out")
         numbers, parts = stored["numbers"], [tensors["images"].clone()]
@@ -126,7 +126,7 @@ def draw_pool(
             numbers |= {"timed": True, "wanted": max(drawn, min(numbers["wanted"], affordable))}
         if now - saved >= SAVE_SECONDS or drawn >= numbers["wanted"]:
             parts = [torch.cat(parts)]
-            weights.write_tensors(file, {"images": parts[0]}, {"identity": identity, "numbers": numbers})
+            checkpoint.write_tensors(file, {"images": parts[0]}, {"identity": identity, "numbers": numbers})
             saved = time.perf_counter()
         if progress is not None:
             progress(drawn, numbers["wanted"])

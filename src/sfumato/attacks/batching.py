@@ -11,8 +11,8 @@ import torch
 from torch import Tensor
 
 from sfumato.attacks.norms import into, per_sample, steepest
-from sfumato.attacks.streams import Streams
-from sfumato.errors import InputError
+from sfumato.core.errors import InputError
+from sfumato.core.streams import Streams
 
 if TYPE_CHECKING:
     from sfumato.classifiers import Classifier

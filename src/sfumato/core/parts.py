@@ -11,8 +11,8 @@ from typing import Any, NamedTuple
 
 from torch import Tensor
 
-from sfumato import weights
-from sfumato.errors import InputError
+from sfumato.core import checkpoint
+from sfumato.core.errors import InputError
 
 FOLDER = "parts"
 
@@ -45,13 +45,13 @@ class Store:
         file = self._file(name)
         with suppress(InputError):  # a damaged part is computed anew
             if file.exists():
-                tensors, numbers = weights.read(file)
+                tensors, numbers = checkpoint.read(file)
                 self.found += 1
                 return Part({key: tensor.clone() for key, tensor in tensors.items()}, numbers)
         part = compute()
         # Through the file's own text, so that a part is the same whether it was read or computed.
         part = Part(part.tensors, json.loads(json.dumps(part.numbers)))
-        weights.write_tensors(file, part.tensors, part.numbers)
+        checkpoint.write_tensors(file, part.tensors, part.numbers)
         return part
 
     def sweep(self) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import TypeVar
 
-from sfumato.errors import InputError, nearest
+from sfumato.core.errors import InputError, nearest
 
 T = TypeVar("T")
 

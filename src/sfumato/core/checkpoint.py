@@ -13,8 +13,8 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
 from torch import Tensor, nn
 
-from sfumato.errors import InputError
-from sfumato.files import atomic, atomic_write, make_folder
+from sfumato.core.errors import InputError
+from sfumato.core.files import atomic, atomic_write, make_folder
 
 MODEL = "model.safetensors"
 PICKLES = (".pt", ".pth", ".pkl", ".pickle", ".ckpt", ".bin")

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from sfumato.errors import InputError
+from sfumato.core.errors import InputError
 
 DEFAULT_MINUTES = 15.0
 

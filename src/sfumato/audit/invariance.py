@@ -15,12 +15,12 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
+from sfumato.attacks.batching import checked
 from sfumato.attacks.corruptions import corrupt
 from sfumato.attacks.losses import margin
-from sfumato.attacks.passes import checked
 from sfumato.attacks.spatial import rigid
-from sfumato.attacks.streams import Streams, streams_for
-from sfumato.errors import InputError
+from sfumato.core.errors import InputError
+from sfumato.core.streams import Streams, streams_for
 
 if TYPE_CHECKING:
     from sfumato.classifiers import Classifier

@@ -14,14 +14,14 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from sfumato.attacks.batching import random_start
 from sfumato.attacks.losses import cross_entropy
 from sfumato.attacks.norms import check_norm, into
-from sfumato.attacks.passes import random_start
 from sfumato.attacks.pgd import steps_of
-from sfumato.attacks.streams import Streams
 from sfumato.classifiers.run import Moment, Network, Objective, plain
-from sfumato.errors import InputError
-from sfumato.registry import Registry
+from sfumato.core.errors import InputError
+from sfumato.core.registry import Registry
+from sfumato.core.streams import Streams
 
 NORMS = ("Linf", "L2")
 NOISY = ("noise", "denoised")  # methods that train for a vote over noise (``certify``), not for single answers

@@ -15,15 +15,14 @@ import torch
 from torch import Tensor
 
 from sfumato.attacks.apgd import climb
+from sfumato.attacks.batching import random_start
 from sfumato.attacks.losses import cross_entropy, dlr, margin
 from sfumato.attacks.norms import into
-from sfumato.attacks.passes import random_start
 from sfumato.attacks.pgd import steps_of
-from sfumato.attacks.streams import streams_for
 from sfumato.classifiers import Classifier
-from sfumato.defences.purify import Noises, Purifier, answers, purified
-from sfumato.errors import InputError
-from sfumato.samplers import mix_seed
+from sfumato.core.errors import InputError
+from sfumato.core.streams import mix_seed, streams_for
+from sfumato.defences.purification.purifier import Noises, Purifier, answers, purified
 
 ATTACK, SELECT, CHECK, PICTURE = range(4)  # what a draw is for: each has noise of its own
 _PHASE = 2**24  # draws of one phase

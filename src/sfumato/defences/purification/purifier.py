@@ -22,10 +22,11 @@ from torch.utils.checkpoint import checkpoint
 
 from sfumato.classifiers import Classifier
 from sfumato.conditions import Condition
-from sfumato.defences.smoothing import check_pixels
-from sfumato.errors import InputError
+from sfumato.core.errors import InputError
+from sfumato.core.streams import mix_seed
+from sfumato.defences.smoothing.certify import check_pixels
 from sfumato.ladder import Ladder, Level, flow_time
-from sfumato.samplers import SAMPLERS, Denoise, Halfway, Noise, mix_seed, share_steps
+from sfumato.samplers import SAMPLERS, Denoise, Noise, ResumedNoise, share_steps
 
 if TYPE_CHECKING:
     from sfumato.generator import Generator
@@ -129,7 +130,7 @@ class Purifier:
         with torch.set_grad_enabled(torch.is_grad_enabled() and x.requires_grad):
             first = next(given).to(x)
             z = self.ladder.marginal(2 * x - 1, *self.level, first).to(self.device)
-            steps = Halfway(_Given(given, z), self.level, z)
+            steps = ResumedNoise(_Given(given, z), self.level, z)
             *_, last = self._method(self._checkpointed, self.ladder, steps, self._shared)
             return ((last.x_hat + 1) / 2).to(x.device)
 
@@ -150,7 +151,9 @@ class Purifier:
         """What noise the sampler asks for: seen by letting it run on nothing."""
         probe = _Probe()
         z = probe(self.ladder.shape(self.level.stage))
-        rungs = list(self._method(lambda z, sigma, stage: z, self.ladder, Halfway(probe, self.level, z), self._shared))
+        rungs = list(
+            self._method(lambda z, sigma, stage: z, self.ladder, ResumedNoise(probe, self.level, z), self._shared)
+        )
         if rungs[0][:2] != self.level:
             raise InputError(f"sampler {self.sampler!r} adds no noise after its start, so it cannot go up from an image: "
                              "choose euler, ancestral, heun or dpmpp-2m")  # fmt: skip

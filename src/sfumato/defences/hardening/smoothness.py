@@ -17,17 +17,17 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from sfumato.attacks.batching import checked, gradients, random_start
 from sfumato.attacks.fmn import fmn
 from sfumato.attacks.losses import cross_entropy
 from sfumato.attacks.norms import dual, flat, into, norm_of
-from sfumato.attacks.passes import checked, gradients, random_start
 from sfumato.attacks.pgd import pgd, steps_of
-from sfumato.attacks.streams import streams_for
 from sfumato.attacks.verify import fooled
 from sfumato.classifiers.accuracy import Accuracy
-from sfumato.defences.adversarial_training import Threat
-from sfumato.errors import InputError
-from sfumato.files import atomic_write, finite
+from sfumato.core.errors import InputError
+from sfumato.core.files import atomic_write, finite
+from sfumato.core.streams import streams_for
+from sfumato.defences.hardening.adversarial_training import Threat
 
 if TYPE_CHECKING:
     from sfumato.boundary import Boundaries

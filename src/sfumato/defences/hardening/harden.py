@@ -23,15 +23,15 @@ from sfumato.classifiers.networks import NETWORKS
 from sfumato.classifiers.run import Moment, Network, Run, part
 from sfumato.classifiers.saved import load_classifier
 from sfumato.classifiers.training import Budget, Progress, described, open_folder, steps_of
+from sfumato.core.checkpoint import digest
+from sfumato.core.errors import InputError
+from sfumato.core.streams import mix_seed
 from sfumato.data import ImageSet
-from sfumato.defences import generated
-from sfumato.defences.adversarial_training import FAST_STEP, METHODS, NOISY, Threat, maximise, noise_of
 from sfumato.defences.fit import check_smoothing
-from sfumato.defences.smoothing import Denoise
-from sfumato.errors import InputError
+from sfumato.defences.hardening import generated
+from sfumato.defences.hardening.adversarial_training import FAST_STEP, METHODS, NOISY, Threat, maximise, noise_of
+from sfumato.defences.smoothing.certify import Denoise
 from sfumato.generator import Generator
-from sfumato.samplers import mix_seed
-from sfumato.weights import digest
 
 GUARD_EVERY = 50  # steps between two looks at the held-out images
 GUARD_IMAGES = 128

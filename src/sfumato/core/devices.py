@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import torch
 
-from sfumato.errors import InputError
+from sfumato.core.errors import InputError
 
 
 def find_device(name: str | torch.device = "auto") -> torch.device:

@@ -17,10 +17,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from sfumato.attacks.passes import answer_batch
-from sfumato.attacks.streams import Streams
-from sfumato.defences.betting import Bets, SequentialTest, lower_bound
-from sfumato.defences.certificates import (
+from sfumato.attacks.batching import answer_batch
+from sfumato.core.errors import InputError
+from sfumato.core.streams import Streams
+from sfumato.defences.smoothing.certificates import (
     ABSTAIN,
     Certificate,
     check_reach,
@@ -31,7 +31,7 @@ from sfumato.defences.certificates import (
     level,
     reach,
 )
-from sfumato.errors import InputError
+from sfumato.defences.smoothing.sequential_test import Bets, SequentialTest, lower_bound
 
 if TYPE_CHECKING:
     from sfumato.classifiers import Classifier

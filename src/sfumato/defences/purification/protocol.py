@@ -23,13 +23,13 @@ import torch
 from torch import Tensor
 
 from sfumato.attacks import apgd, apgd_targeted, fooled
+from sfumato.attacks.batching import checked
 from sfumato.attacks.norms import check_norm
-from sfumato.attacks.passes import checked
 from sfumato.classifiers import Classifier
 from sfumato.classifiers.accuracy import Accuracy
-from sfumato.defences.purification_attacks import CHECK, EXACT, METHODS, PICTURE, WEAK, Effort, Scene, methods
-from sfumato.defences.purify import Purifier, purified
-from sfumato.errors import InputError
+from sfumato.core.errors import InputError
+from sfumato.defences.purification.attacks import CHECK, EXACT, METHODS, PICTURE, WEAK, Effort, Scene, methods
+from sfumato.defences.purification.purifier import Purifier, purified
 
 SCHEMA = "sfumato.purification/1"
 GROUP = 16  # images at once, and what a stop can lose of one attack

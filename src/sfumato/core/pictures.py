@@ -13,8 +13,8 @@ import torch
 from PIL import Image, ImageDraw, ImageFont
 from torch import Tensor
 
-from sfumato.errors import InputError
-from sfumato.files import atomic_write
+from sfumato.core.errors import InputError
+from sfumato.core.files import atomic_write
 
 LINE = 12  # pixels, of small text
 TILE = 96  # pixels: small images are enlarged by the largest whole factor that stays within this

@@ -15,13 +15,13 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from sfumato.attacks.batching import answer_batch, batch_for
 from sfumato.attacks.norms import into
-from sfumato.attacks.passes import answer_batch, batch_for
 from sfumato.attacks.pgd import steps_of
-from sfumato.attacks.streams import Streams
-from sfumato.defences.betting import Bets, SequentialTest
-from sfumato.defences.smoothing import ATTACK, CHECK, Denoise, base, check_pixels, draw_noise, streams, votes
-from sfumato.errors import InputError
+from sfumato.core.errors import InputError
+from sfumato.core.streams import Streams
+from sfumato.defences.smoothing.certify import ATTACK, CHECK, Denoise, base, check_pixels, draw_noise, streams, votes
+from sfumato.defences.smoothing.sequential_test import Bets, SequentialTest
 
 if TYPE_CHECKING:
     from sfumato.classifiers import Classifier

@@ -38,10 +38,14 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from sfumato import weights
 from sfumato.classifiers import Accuracy, match_labels
 from sfumato.classifiers.stamp import classifier_hash, stamp
-from sfumato.defences.certificates import (
+from sfumato.core import checkpoint
+from sfumato.core.errors import InputError
+from sfumato.core.files import atomic_write, finite, make_folder
+from sfumato.core.parts import Part, Store
+from sfumato.defences.fit import check_smoothing
+from sfumato.defences.smoothing.certificates import (
     ABSTAIN,
     Certificate,
     certified,
@@ -50,12 +54,8 @@ from sfumato.defences.certificates import (
     l1_radius,
     linf_radius,
 )
-from sfumato.defences.fit import check_smoothing
-from sfumato.defences.smoothed_attack import attack_smoothed
-from sfumato.defences.smoothing import certify
-from sfumato.errors import InputError
-from sfumato.files import atomic_write, finite, make_folder
-from sfumato.parts import Part, Store
+from sfumato.defences.smoothing.certify import certify
+from sfumato.defences.smoothing.smoothed_attack import attack_smoothed
 
 if TYPE_CHECKING:
     from sfumato.classifiers import Classifier
@@ -86,7 +86,7 @@ class Certification:
 
     def save(self, folder: str | Path) -> None:
         """Write ``certificates.png``, ``.npz`` and, last of all, ``.json``, each whole or not at all."""
-        from sfumato.defences.certificate_figure import draw
+        from sfumato.defences.smoothing.figure import draw
 
         folder = Path(folder)
         make_folder(folder)
@@ -183,7 +183,7 @@ def certify_data(
 
     with classifier.ready():
         digest = classifier_hash(classifier, x)
-        front = None if generator is None else [weights.digest(generator.denoiser), repr(generator.ladder)]
+        front = None if generator is None else [checkpoint.digest(generator.denoiser), repr(generator.ladder)]
         identity = {
             "classifier": digest, "generator": front, "data": data.fingerprint(), "count": len(rows), **chosen,
             "radii": None if radii is None else sorted(set(radii)), "seed": seed, "attack": [few, STEPS, DRAWS],
@@ -306,6 +306,6 @@ def _verdict(
 
 
 def _number_type(generator: Generator) -> str:
-    from sfumato.devices import autocast_type
+    from sfumato.core.devices import autocast_type
 
     return str(autocast_type(generator.device, generator.config.precision) or torch.float32).removeprefix("torch.")

@@ -20,8 +20,8 @@ from scipy.special import ndtr, ndtri
 from scipy.stats import beta, binom
 
 from sfumato.classifiers import Accuracy
-from sfumato.defences.betting import draws_needed, lower_bound
-from sfumato.errors import InputError, nearest
+from sfumato.core.errors import InputError, nearest
+from sfumato.defences.smoothing.sequential_test import draws_needed, lower_bound
 
 ABSTAIN = -1
 MODES = ("sequential", "cohen")

@@ -8,8 +8,8 @@ from typing import Any, Protocol
 
 from torch import Tensor
 
-from sfumato import weights
-from sfumato.errors import InputError
+from sfumato.core import checkpoint
+from sfumato.core.errors import InputError
 
 SHOWN = 4  # differences named
 LONGEST = 60  # letters of each value
@@ -26,10 +26,10 @@ def restore(run: Resumable, out: Path, identity: dict[str, Any]) -> None:
     """Bring the run to where the folder stands; nothing to do for a new folder."""
     file = out / STATE
     if not file.exists():
-        if (out / weights.MODEL).exists():
+        if (out / checkpoint.MODEL).exists():
             raise InputError(f"{out} holds a model but no train_state to go on from: give another --out")
         return
-    tensors, stored = weights.read(file)
+    tensors, stored = checkpoint.read(file)
     differences = _differences(stored.get("identity", {}), identity)
     if differences:
         more = f"; and {len(differences) - SHOWN} more" if len(differences) > SHOWN else ""
@@ -60,5 +60,5 @@ def _short(value: Any) -> str:
 
 def model_is_stale(out: Path) -> bool:
     """Whether the state was written and the model after it was not."""
-    state, model = out / STATE, out / weights.MODEL
+    state, model = out / STATE, out / checkpoint.MODEL
     return state.exists() and (not model.exists() or model.stat().st_mtime_ns < state.stat().st_mtime_ns)

@@ -12,9 +12,24 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from sfumato.samplers import mix_seed
-
 _MASK = 0xFFFFFFFF
+
+
+def mix_seed(seed: int, index: int) -> int:
+    """One seed from two numbers; neighbours are unrelated, and no two indices under 2^32 of one seed collide.
+
+    (torch keeps 32 bits of a CPU generator's seed, so that seeds drawn at random would collide within 10^5 images.)
+    """
+    key = _scramble_int(seed & 0xFFFFFFFF) ^ _scramble_int((seed >> 32 & 0xFFFFFFFF) + 0x9E3779B9)
+    return _scramble_int(_scramble_int(index ^ key) + key)
+
+
+def _scramble_int(x: int) -> int:
+    """A bijection of 32-bit numbers: the finaliser of MurmurHash3."""
+    x &= 0xFFFFFFFF
+    x = (x ^ (x >> 16)) * 0x85EBCA6B & 0xFFFFFFFF
+    x = (x ^ (x >> 13)) * 0xC2B2AE35 & 0xFFFFFFFF
+    return x ^ (x >> 16)
 
 
 class Streams:

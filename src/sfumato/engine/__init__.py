@@ -1,0 +1,1 @@
+"""The training loop: budget, checkpoint and resume, interrupts."""
