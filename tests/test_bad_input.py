@@ -11,8 +11,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from conftest import Command, write_images
 from PIL import Image
+
+from helpers.commands import Command
+from helpers.folders import write_images
 
 
 def snapshot(folder: Path) -> dict[str, str]:

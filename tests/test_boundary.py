@@ -3,15 +3,15 @@
 from __future__ import annotations
 
 import math
-from functools import cache
 
 import numpy as np
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from torch import Tensor, nn
+from torch import Tensor
 
+from helpers.boundaries import SHAPE, constant, greys, linear
 from sfumato.boundary import (
     adversarial_direction,
     adversarial_plane,
@@ -34,29 +34,6 @@ from sfumato.boundary.toys import TOYS, ball_lattice
 from sfumato.boundary.views import MOST_REACH, chosen, window_reach
 from sfumato.classifiers import Classifier
 from sfumato.core.errors import InputError
-
-SHAPE = (1, 6, 6)
-
-
-@cache
-def linear(classes: int = 2, seed: int = 0, scale: float = 1.0) -> tuple[Classifier, Tensor, Tensor]:
-    """Logits ``W x + b`` with the boundary of two classes through the grey image; W (K, 36), b (K,)."""
-    weights = scale * torch.randn(classes, math.prod(SHAPE), generator=torch.Generator().manual_seed(seed))
-    head = nn.Linear(math.prod(SHAPE), classes)
-    with torch.no_grad():
-        head.weight.copy_(weights)
-        head.bias.copy_(-weights @ torch.full((math.prod(SHAPE),), 0.5))
-    return Classifier(nn.Sequential(nn.Flatten(), head)), head.weight.detach(), head.bias.detach()
-
-
-def greys(count: int, spread: float = 0.1, seed: int = 0) -> Tensor:
-    """Images near grey, so far from black and white that nothing is clipped nearby."""
-    return 0.5 + spread * (torch.rand(count, *SHAPE, generator=torch.Generator().manual_seed(seed)) - 0.5)
-
-
-def constant(x: Tensor) -> Tensor:
-    """Always class 1 of three."""
-    return torch.tensor([0.0, 1.0, 0.5]).repeat(len(x), 1) + 0 * x.sum((1, 2, 3))[:, None]
 
 
 def distance(weights: Tensor, bias: Tensor, x: Tensor) -> float:

@@ -10,11 +10,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from conftest import Command
 from PIL import Image
-from test_boundary import constant, greys, linear
 from torch import Tensor, nn
 
+from helpers.boundaries import constant, greys, linear
+from helpers.commands import Command
 from sfumato.boundary import boundary, field, through
 from sfumato.boundary.colours import COLOURS, Colours, blend
 from sfumato.classifiers import Classifier

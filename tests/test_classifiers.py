@@ -10,19 +10,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from helpers.classifiers import pictures, small_network
 from sfumato.classifiers import BudgetExceeded, Classifier, TwoLogits
 from sfumato.core.errors import InputError
-
-
-def small_network(kind: torch.dtype = torch.float32) -> nn.Sequential:
-    """With batch normalisation and dropout, so that the wrong mode shows."""
-    torch.manual_seed(0)
-    body = nn.Sequential(nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4), nn.Tanh(), nn.Dropout(0.5))
-    return nn.Sequential(body, nn.Flatten(), nn.Linear(4 * 36, 5)).to(kind)
-
-
-def pictures(count: int = 6, channels: int = 3, side: int = 8, kind: torch.dtype = torch.float32) -> Tensor:
-    return torch.rand(count, channels, side, side, generator=torch.Generator().manual_seed(1), dtype=kind)
 
 
 def cross_entropy(y: Tensor) -> Callable[[Tensor], Tensor]:

@@ -13,9 +13,9 @@ import numpy as np
 import pytest
 import torch
 from safetensors.torch import save_file
-from test_classifiers import pictures, small_network
 from torch import Tensor, nn
 
+from helpers.classifiers import pictures, small_network
 from sfumato.classifiers import Classifier, find_classifier
 from sfumato.classifiers.find import processor_size, processor_statistics
 from sfumato.core import checkpoint

@@ -11,9 +11,9 @@ import pytest
 import torch
 import torch.nn.functional as F
 from safetensors.torch import save_file
-from test_classifiers import pictures, small_network
 from torch import Tensor
 
+from helpers.classifiers import pictures, small_network
 from sfumato import classifiers
 from sfumato.classifiers import Classifier, find_classifier
 from sfumato.classifiers.accuracy import Accuracy

@@ -18,9 +18,11 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from conftest import Command, write_images
 from PIL import Image
 from rich.console import Console
+
+from helpers.commands import Command
+from helpers.folders import write_images
 
 RUN = "import sys; from sfumato.cli import main; sys.exit(main())"
 

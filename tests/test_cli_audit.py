@@ -11,9 +11,9 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from conftest import Command
 from PIL import Image
 
+from helpers.commands import Command
 from sfumato.attacks import ATTACKS
 
 RUN = "import sys; from sfumato.cli import main; sys.exit(main())"

@@ -8,16 +8,13 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from conftest import Command
-from oracles import TINY
 from PIL import Image
 
+from helpers.commands import Command
+from helpers.generators import saved_generator
 from sfumato.classifiers import Classifier, train_classifier
-from sfumato.conditions import Kinds
-from sfumato.config import Config
 from sfumato.defences import certify
 from sfumato.defences.smoothing import certification
-from sfumato.generator import Generator
 
 
 @pytest.fixture(scope="session")
@@ -28,22 +25,11 @@ def digits_classifier(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-def generator(
-    folder: Path, classes: tuple[str, ...] = tuple("0123456789"), side: int = 8, channels: int = 1, **settings: str
-) -> Path:
-    """An untrained one, which hands through what the noise leaves."""
-    config = Config(stages=2).with_settings({**TINY, **settings})
-    torch.manual_seed(0)
-    denoiser = config.denoiser(config.ladder((side, side), channels), Kinds(len(classes)))
-    Generator(denoiser, classes, config).save(folder)
-    return folder
-
-
 SMALL = ("--data", "digits", "--sigma", "0.2", "-n", "12", "--samples", "1500", "--device", "cpu")
 
 
 def test_certify_shows_the_curve_the_table_and_each_image(sfumato: Command, inside: Path, digits_classifier: Path):
-    words = ("certify", digits_classifier, *SMALL, "--generator", generator(inside / "gen"), "--attacked", "2")
+    words = ("certify", digits_classifier, *SMALL, "--generator", saved_generator(inside / "gen"), "--attacked", "2")
     made = sfumato(*words, "--radii", "0.2,0.1", "-o", "cert")
     assert made.status == 0, made.err
     lines = made.out.splitlines()
@@ -127,18 +113,24 @@ def test_bad_options(sfumato: Command, inside: Path, digits_classifier: Path, wo
 def test_models_that_do_not_fit(sfumato: Command, inside: Path, digits_classifier: Path):
     words = ("certify", digits_classifier, *SMALL, "-o", "cert", "--generator")
     for made, sentence in (
-        (generator(inside / "large", side=16), "the classifier takes 8x8 pixels, the generator makes 16x16"),
-        (generator(inside / "colour", channels=3), "the classifier takes grey images, the generator makes colour ones"),
-        (generator(inside / "letters", classes=("a", "b")), "the classifier knows a class '0', the generator does not"),
-        (generator(inside / "told", drop="0"), "cannot do without a label"),
-        (generator(inside / "rungs", sharing="rung", rungs="2,2"), "a network for each of its rungs alone"),
+        (saved_generator(inside / "large", side=16), "the classifier takes 8x8 pixels, the generator makes 16x16"),
+        (
+            saved_generator(inside / "colour", channels=3),
+            "the classifier takes grey images, the generator makes colour ones",
+        ),
+        (
+            saved_generator(inside / "letters", classes=("a", "b")),
+            "the classifier knows a class '0', the generator does not",
+        ),
+        (saved_generator(inside / "told", drop="0"), "cannot do without a label"),
+        (saved_generator(inside / "rungs", sharing="rung", rungs="2,2"), "a network for each of its rungs alone"),
     ):
         assert sentence in sfumato(*words, made).sentence
-    assert "sigma 50 is more noise than" in sfumato(*words, generator(inside / "seen"), "--sigma", "50").sentence
+    assert "sigma 50 is more noise than" in sfumato(*words, saved_generator(inside / "seen"), "--sigma", "50").sentence
     np.savez(
         "wide.npz", x_test=np.zeros((4, 8, 16), np.uint8), y_test=np.arange(4), x_train=np.zeros((1, 8, 16), np.uint8)
     )
-    assert "x" in sfumato(*words, generator(inside / "gen"), "--data", "wide.npz", "--size", "16x8").sentence
+    assert "x" in sfumato(*words, saved_generator(inside / "gen"), "--data", "wide.npz", "--size", "16x8").sentence
     (inside / "file").write_text("")
     assert "is a file, not a folder" in sfumato("certify", digits_classifier, *SMALL, "-o", "file").sentence
     assert not (inside / "cert").exists()

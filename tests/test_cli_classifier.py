@@ -13,8 +13,9 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from conftest import Command, write_images
 
+from helpers.commands import Command
+from helpers.folders import write_images
 from sfumato.classifiers.networks import NETWORKS
 
 RUN = "import sys; from sfumato.cli import main; sys.exit(main())"

@@ -7,8 +7,9 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from conftest import Command
 from PIL import Image
+
+from helpers.commands import Command
 
 DRAW = ("-n", 3, "--steps", 4, "--seed", 1)
 

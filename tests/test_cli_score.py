@@ -7,10 +7,11 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from conftest import Command, write_images
-from oracles import TINY, pictures
 from PIL import Image
 
+from helpers.commands import Command
+from helpers.folders import write_images
+from helpers.oracles import TINY, pictures
 from sfumato import train
 
 

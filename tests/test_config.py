@@ -8,8 +8,8 @@ from typing import Any
 
 import pytest
 import torch
-from oracles import TINY
 
+from helpers.oracles import TINY
 from sfumato.conditions import Condition, Kinds
 from sfumato.config import PRESETS, Config, preset
 from sfumato.core.errors import InputError

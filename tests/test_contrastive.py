@@ -10,11 +10,11 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
-from conftest import COLOURS
 from safetensors.torch import load_file
-from text_models import save_bert, save_clip_pair, save_t5
 from torch import Tensor
 
+from helpers.folders import COLOURS
+from helpers.text_models import save_bert, save_clip_pair, save_t5
 from sfumato.conditions.image import CLIP_MEAN, CLIP_STD, ConvEncoder, ImageTextModel, find_image_text
 from sfumato.core.errors import InputError
 from sfumato.data import ImageSet

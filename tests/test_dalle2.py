@@ -12,14 +12,15 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
-from conftest import COLOURS, Command
-from oracles import TINY
 from PIL import Image
 from safetensors.torch import load_file
 from scipy.stats import kstest
-from text_models import save_bert, save_clip_pair
 from torch import Tensor
 
+from helpers.commands import Command
+from helpers.folders import COLOURS
+from helpers.oracles import TINY
+from helpers.text_models import save_bert, save_clip_pair
 from sfumato import recipes
 from sfumato.conditions import Kinds
 from sfumato.conditions.image import TransformersClip
@@ -367,7 +368,7 @@ def test_commands(sfumato: Command, inside: Path, trained: tuple[Path, list[Any]
 
 
 def test_training_by_command(sfumato: Command, inside: Path, bert: str, monkeypatch: pytest.MonkeyPatch):
-    from conftest import write_captioned
+    from helpers.folders import write_captioned
 
     monkeypatch.setattr("sfumato.metrics.retrieval._LEAST", 2)  # steps of the judge's training
     monkeypatch.setattr("sfumato.metrics.retrieval._EPOCHS", 1)

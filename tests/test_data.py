@@ -14,6 +14,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
+from helpers.folders import labels_of, noise, write_folder
 from sfumato.core.errors import InputError
 from sfumato.data import SOURCES, ImageSet, check, fit_array, load, suggest_size
 from sfumato.data.decode import hash_split
@@ -24,27 +25,6 @@ DEBIAN = Path("/usr/share/datasets/fashion-mnist")
 needs_fashion = pytest.mark.skipif(
     not DEBIAN.is_dir(), reason="Debian's package dataset-fashion-mnist is not installed"
 )
-
-
-def noise(seed: int, height: int = 16, width: int = 16, channels: int = 3) -> np.ndarray:
-    return np.random.default_rng(seed).integers(0, 256, (height, width, channels), np.uint8)
-
-
-def labels_of(data: ImageSet) -> np.ndarray:
-    assert data.labels is not None
-    return data.labels
-
-
-def write_folder(root: Path, count: int = 60, classes: tuple[str, ...] = ("cat", "dog")) -> dict[str, np.ndarray]:
-    """PNGs by class; (pixels as bytes -> class) is what must come back."""
-    for i in range(count):
-        folder = root / classes[i % len(classes)] / ("deep" if i % 3 == 0 else "")
-        folder.mkdir(parents=True, exist_ok=True)
-        Image.fromarray(noise(i)).save(folder / f"{i:03}.png")
-    return {noise(i).tobytes(): classes[i % len(classes)] for i in range(count)}  # pyright: ignore[reportReturnType]
-
-
-# built-in sets
 
 
 def test_digits_are_scikit_learns() -> None:

@@ -12,8 +12,8 @@ from typing import Any
 import numpy as np
 import pytest
 from PIL import Image
-from test_data import noise, write_folder
 
+from helpers.folders import noise, write_folder
 from sfumato.data import ImageSet, cache_folder, check, load, preview
 
 pytestmark = pytest.mark.usefixtures("own_cache")

@@ -14,7 +14,11 @@ from typing import Any
 
 import numpy as np
 import pytest
-from captioned import (
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from PIL import Image
+
+from helpers.captioned import (
     SHARED,
     colour,
     needs_shared,
@@ -25,11 +29,7 @@ from captioned import (
     texts_by_image,
     write,
 )
-from conftest import Command
-from hypothesis import given, settings
-from hypothesis import strategies as st
-from PIL import Image
-
+from helpers.commands import Command
 from sfumato.core.errors import InputError
 from sfumato.data import ImageSet, captioned_grid, check, load, preview
 from sfumato.data.captions import MOST, VARIANTS, variants

@@ -8,9 +8,9 @@ import re
 from pathlib import Path
 
 import pytest
-from captioned import picture, pictures, plain, rows, texts_by_image, write
-from conftest import Command
 
+from helpers.captioned import picture, pictures, plain, rows, texts_by_image, write
+from helpers.commands import Command
 from sfumato.core.errors import InputError
 from sfumato.data import check, load
 

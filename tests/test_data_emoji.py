@@ -9,9 +9,9 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from captioned import SHARED, needs_shared
-from conftest import Command
 
+from helpers.captioned import SHARED, needs_shared
+from helpers.commands import Command
 from sfumato.core.errors import InputError
 from sfumato.data import load
 

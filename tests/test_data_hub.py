@@ -11,8 +11,8 @@ from typing import Any
 
 import pytest
 from PIL import Image
-from test_data import labels_of, noise
 
+from helpers.folders import labels_of, noise
 from sfumato.core.errors import InputError
 from sfumato.data import check, load
 

@@ -7,11 +7,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from conftest import COLOURS
-from oracles import TINY, GaussianImages, pictures
-from text_models import save_bert
 from torch import Tensor
 
+from helpers.folders import COLOURS
+from helpers.oracles import TINY, GaussianImages, pictures
+from helpers.text_models import save_bert
 from sfumato import Classifier, Generator, InputError, train
 from sfumato.attacks import pgd
 from sfumato.classifiers import match_labels

@@ -13,7 +13,9 @@ from typing import Any
 
 import pytest
 import torch
-from conftest import Command, write_captioned, write_images
+
+from helpers.commands import Command
+from helpers.folders import write_captioned, write_images
 
 ROOT = Path(__file__).parent.parent
 BLOCK = re.compile(r"^```(\w*)\n(.*?)^```$", re.MULTILINE | re.DOTALL)

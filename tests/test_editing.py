@@ -9,10 +9,10 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from oracles import GaussianImages, UnitNoise, affine
 from scipy.linalg import sqrtm
 from torch import Tensor
 
+from helpers.oracles import GaussianImages, UnitNoise, affine
 from sfumato import editing
 from sfumato.editing import IMAGE_TO_IMAGE, INPAINTING, SUPER_RESOLUTION, Edit, edited, level_of
 from sfumato.ladder import Ladder, pool

@@ -9,9 +9,9 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
-from test_generator import make
 from torch import Tensor
 
+from helpers.generators import random_generator
 from sfumato.conditions import Condition, Kinds
 from sfumato.core.errors import InputError
 from sfumato.editing import IMAGE_TO_IMAGE, INPAINTING, SUPER_RESOLUTION, edited, level_of, plan
@@ -26,7 +26,7 @@ CLIMBING = [name for name in SAMPLERS if name != "mean"]
 
 @pytest.fixture(scope="module")
 def generator() -> Generator:
-    return make(size=(8, 16))
+    return random_generator(size=(8, 16))
 
 
 @pytest.fixture(scope="module")
@@ -94,7 +94,7 @@ def test_known_pixels_stay_as_they_are(generator: Generator, picture: Tensor, ma
 
 @pytest.mark.parametrize("channels", [1, 3, 4])
 def test_enlarged_and_pooled_is_the_small_image(channels: int):
-    generator = make(size=(16, 8), channels=channels, stages="3")
+    generator = random_generator(size=(16, 8), channels=channels, stages="3")
     for shape in ((4, 2), (8, 4)):
         small = torch.rand(channels, *shape, generator=torch.Generator().manual_seed(2)).mul(1.6).sub(0.3).clamp(0, 1)
         large = generator.edit(small, 3, **HOW)
@@ -106,17 +106,17 @@ def test_enlarged_and_pooled_is_the_small_image(channels: int):
 
 def test_without_a_label_nothing_is_told(picture: Tensor):
     """In sampling the classes take turns; an image that is to be changed is not told to be each of them."""
-    generator = make(size=(8, 16))
+    generator = random_generator(size=(8, 16))
     free = generator.edit(picture, 2, strength=0.5, **HOW)
     torch.testing.assert_close(free, generator.edit(picture, 2, "shirt", strength=0.5, guidance=0.0, **HOW))
-    bound = make(size=(8, 16), drop="0")
+    bound = random_generator(size=(8, 16), drop="0")
     assert bound.edit(picture, 1, "shirt", strength=0.5, **HOW).shape == (1, 1, 8, 16)
     with pytest.raises(InputError, match="cannot do without a label"):
         bound.edit(picture, 1, strength=0.5, **HOW)
 
 
 def test_a_model_of_texts_and_one_without_anything(picture: Tensor):
-    plain = make(size=(8, 16), classes=())
+    plain = random_generator(size=(8, 16), classes=())
     assert plain.edit(picture, 2, strength=0.5, **HOW).shape == (2, 1, 8, 16)
     torch.manual_seed(0)
     config = plain.config
@@ -135,7 +135,7 @@ def test_a_model_of_texts_and_one_without_anything(picture: Tensor):
 
 
 def test_a_network_for_each_rung_begins_at_one(picture: Tensor, mask: Tensor):
-    rung = make(size=(8, 16), sharing="rung", rungs="2,3", target="z_next")
+    rung = random_generator(size=(8, 16), sharing="rung", rungs="2,3", target="z_next")
     for strength in (0.05, 0.4, 0.5, 0.55, 0.9):
         assert rung.edit(picture, 1, strength=strength).shape == (1, 1, 8, 16)
         asked, planned = level_of(rung.ladder, strength), plan(rung.ladder, picture, strength)
@@ -228,7 +228,7 @@ def test_impossible_images(inside: Path, image: Any, how: dict[str, Any], words:
     if image == "huge.png":
         Image.new("1", (9000, 8000)).save("huge.png")
     with pytest.raises(InputError, match=words):
-        make().edit(image, 1, **how)
+        random_generator().edit(image, 1, **how)
 
 
 @pytest.mark.parametrize(

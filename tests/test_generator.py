@@ -8,8 +8,9 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from oracles import TINY
 
+from helpers.generators import random_generator
+from helpers.oracles import TINY
 from sfumato.conditions import Condition, Kinds
 from sfumato.config import Config
 from sfumato.core.errors import InputError
@@ -20,26 +21,9 @@ from sfumato.samplers import SAMPLERS
 CLASSES = ("sandal", "sneaker", "shirt")
 
 
-def make(
-    seed: int = 0,
-    classes: tuple[str, ...] = CLASSES,
-    size: tuple[int, int] = (8, 8),
-    channels: int = 1,
-    **settings: str,
-) -> Generator:
-    """A generator with random weights, the last layers included, so that labels and levels show in its pictures."""
-    config = Config(stages=2).with_settings({**TINY, **settings})
-    torch.manual_seed(seed)
-    denoiser = config.denoiser(config.ladder(size, channels), Kinds(len(classes)))
-    with torch.no_grad():
-        for parameter in denoiser.parameters():
-            parameter.add_(0.15 * torch.randn_like(parameter))
-    return Generator(denoiser, classes, config)
-
-
 @pytest.fixture(scope="module")
 def generator() -> Generator:
-    return make()
+    return random_generator()
 
 
 def test_pictures_are_pixels(generator: Generator):
@@ -98,7 +82,7 @@ def test_labels_by_name_number_and_list(generator: Generator):
 
 
 def test_a_name_that_is_a_number_is_a_name():
-    assert make(classes=("3", "5", "0")).labels(1, "0").tolist() == [2]
+    assert random_generator(classes=("3", "5", "0")).labels(1, "0").tolist() == [2]
 
 
 @pytest.mark.parametrize(
@@ -120,7 +104,7 @@ def test_unknown_labels(generator: Generator, label: Any, words: str):
 
 
 def test_a_model_without_labels():
-    plain = make(classes=())
+    plain = random_generator(classes=())
     assert plain.sample(2, steps=3).shape == (2, 1, 8, 8)
     with pytest.raises(InputError, match="trained without labels"):
         plain.sample(2, "shirt", steps=3)
@@ -198,7 +182,7 @@ def test_guidance_0_is_the_unconditional_model(generator: Generator):
 
 
 def test_autoguidance_by_a_weaker_model(generator: Generator):
-    weak = make(seed=9)
+    weak = random_generator(seed=9)
     how: dict[str, Any] = {"steps": 4, "sampler": "euler"}
     same = generator.sample(2, **how, guidance=3.0, weak=generator)  # c + 2 (c - c)
     torch.testing.assert_close(same, generator.sample(2, **how), atol=1e-4, rtol=0)
@@ -208,8 +192,10 @@ def test_autoguidance_by_a_weaker_model(generator: Generator):
     torch.testing.assert_close(
         generator.sample(2, **how, guidance=0.0, weak=weak), weak.sample(2, **how), atol=1e-4, rtol=0
     )
-    assert make(classes=()).sample(2, steps=4, guidance=2.0, weak=make(seed=9, classes=())).shape == (2, 1, 8, 8)
-    for other in (make(classes=("a", "b", "c")), make(size=(16, 16))):
+    assert random_generator(classes=()).sample(
+        2, steps=4, guidance=2.0, weak=random_generator(seed=9, classes=())
+    ).shape == (2, 1, 8, 8)
+    for other in (random_generator(classes=("a", "b", "c")), random_generator(size=(16, 16))):
         with pytest.raises(InputError, match="the weak model must have the same"):
             generator.sample(2, guidance=2.0, weak=other)
 
@@ -271,7 +257,7 @@ def test_impossible_denoising(generator: Generator, shape: tuple[int, ...], sigm
     ],
 )
 def test_saved_and_loaded_it_draws_the_same(tmp_path: Path, settings: dict[str, Any]):
-    one = make(**settings)
+    one = random_generator(**settings)
     one.save(tmp_path / "model")
     how: dict[str, Any] = {"sampler": "euler", "seed": 2}
     for path in (tmp_path / "model", str(tmp_path / "model" / "model.safetensors")):
@@ -283,7 +269,7 @@ def test_saved_and_loaded_it_draws_the_same(tmp_path: Path, settings: dict[str, 
 
 @pytest.mark.parametrize(("size", "channels"), [((8, 16), 3), ((12, 8), 4)])
 def test_oblong_and_coloured_models(tmp_path: Path, size: tuple[int, int], channels: int):
-    one = make(size=size, channels=channels)
+    one = random_generator(size=size, channels=channels)
     one.save(tmp_path)
     two = Generator.from_pretrained(tmp_path, "cpu")
     pixels = two.sample(2, steps=4)
@@ -296,14 +282,14 @@ def test_oblong_and_coloured_models(tmp_path: Path, size: tuple[int, int], chann
 
 def test_a_network_for_each_rung_draws_without_being_told_how():
     """No sampler and no steps given: both must be the model's own."""
-    rung = make(sharing="rung", rungs="2,3", target="z_next")
+    rung = random_generator(sharing="rung", rungs="2,3", target="z_next")
     assert rung.sample(2).shape == (2, 1, 8, 8)
     stages = [r.stage for r in rung.trace(1)]
     assert stages == [0, 0, 0, 1, 1, 1, 1]
 
 
 def test_a_network_for_each_rung_refuses_what_it_cannot_do():
-    rung = make(sharing="rung", rungs="2,3", target="z_next")
+    rung = random_generator(sharing="rung", rungs="2,3", target="z_next")
     for sampler in ("euler", "ancestral", "mean", "dpmpp-2m"):
         assert rung.sample(1, sampler=sampler).shape == (1, 1, 8, 8)
     with pytest.raises(InputError, match="heun"):

@@ -10,9 +10,10 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
-from test_cli_certify import generator
 from torch import Tensor, nn
 
+from helpers.classifiers import DIGITS, images, random_linear, same
+from helpers.generators import saved_generator
 from sfumato.classifiers import NETWORKS, Classifier, load_classifier, read_description, save_classifier
 from sfumato.classifiers.run import Moment, Network
 from sfumato.core import checkpoint
@@ -24,25 +25,7 @@ from sfumato.defences.hardening.adversarial_training import METHODS, NOISY, Thre
 from sfumato.engine.resume import STATE
 from sfumato.generator import Generator
 
-DIGITS = tuple("0123456789")
 DONE = Moment(seed=3, fraction=1.0)  # eps is what it is to be
-
-
-def linear(weight: Tensor, bias: Tensor | None = None) -> Classifier:
-    """(K, D) as a classifier of images of D pixels."""
-    layer = nn.Linear(weight.shape[1], len(weight))
-    with torch.no_grad():
-        layer.weight.copy_(weight)
-        layer.bias.copy_(torch.zeros(len(weight)) if bias is None else bias)
-    return Classifier(nn.Sequential(nn.Flatten(), layer), labels=[str(i) for i in range(len(weight))])
-
-
-def random_linear(classes: int = 2, pixels: int = 16) -> Classifier:
-    return linear(torch.randn(classes, pixels, generator=torch.Generator().manual_seed(0)))
-
-
-def images(count: int = 6, low: float = 0.3, high: float = 0.7) -> Tensor:
-    return low + (high - low) * torch.rand(count, 1, 4, 4, generator=torch.Generator().manual_seed(1))
 
 
 @pytest.fixture(scope="module")
@@ -239,11 +222,6 @@ def test_the_guard_goes_back_and_on_with_pgd(clf: Classifier, monkeypatch: pytes
 # -- going on -----------------------------------------------------------------------------------------------------------
 
 
-def same(a: Classifier, b: Classifier) -> bool:
-    assert a.module is not None and b.module is not None
-    return all(torch.equal(t, b.module.state_dict()[name]) for name, t in a.module.state_dict().items())
-
-
 @pytest.mark.parametrize("method", list(METHODS))
 def test_a_stopped_hardening_ends_with_the_same_weights(
     tmp_path: Path, clf: Classifier, method: str, monkeypatch: pytest.MonkeyPatch
@@ -256,7 +234,9 @@ def test_a_stopped_hardening_ends_with_the_same_weights(
         "eps": 0.2,
         "epochs": 0.6,
         "steps": 1,
-        "generator": Generator.from_pretrained(generator(tmp_path / "gen"), "cpu") if method == "denoised" else None,
+        "generator": Generator.from_pretrained(saved_generator(tmp_path / "gen"), "cpu")
+        if method == "denoised"
+        else None,
     }
     whole = hardening.harden(clf, "digits", tmp_path / "whole", **how)
     for progress in hardening.hardening_steps(clf, "digits", tmp_path / "parts", **how):
@@ -277,7 +257,7 @@ def test_a_stopped_hardening_ends_with_the_same_weights(
 
 def test_method_denoised_trains_on_what_the_denoiser_makes_of_noise(tmp_path: Path, clf: Classifier) -> None:
     """Behind a denoiser that hides the image nothing can be learnt; behind one that finds it, everything is kept."""
-    model = Generator.from_pretrained(generator(tmp_path / "gen"), "cpu")
+    model = Generator.from_pretrained(saved_generator(tmp_path / "gen"), "cpu")
     known = load("digits", split="train").pixels(slice(None))
     sigmas: list[float] = []
 
@@ -358,7 +338,7 @@ def test_data_generators_and_classifiers_that_do_not_fit(tmp_path: Path, clf: Cl
         ("other", {"classes": tuple("abcdefghij")}, "knows a class '0', the generator does not"),
         ("none", {"classes": ()}, "trained without labels"),
     ):
-        model = Generator.from_pretrained(generator(tmp_path / folder, **how), "cpu")  # type: ignore[arg-type]
+        model = Generator.from_pretrained(saved_generator(tmp_path / folder, **how), "cpu")  # type: ignore[arg-type]
         refused(sentence, generator=model)
 
 

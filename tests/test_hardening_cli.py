@@ -11,10 +11,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from conftest import Command, write_images
 from PIL import Image
-from test_cli_certify import generator
 
+from helpers.commands import Command
+from helpers.folders import write_images
+from helpers.generators import saved_generator
 from sfumato.boundary import figure
 from sfumato.classifiers import load_classifier, train_classifier
 from sfumato.core import checkpoint
@@ -84,7 +85,7 @@ def test_hardened_for_certify_it_names_the_commands_that_certify(
     sfumato: Command, inside: Path, clf: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(smoothness, "picture", lambda *_, **__: "it was not asked for")
-    model = generator(inside / "gen")
+    model = saved_generator(inside / "gen")
     made = sfumato("harden", clf, *HOW, "--method", "denoised", "--eps", "0.25", "--generator", model, "--out", "clf2")
     assert made.status == 0, made.err
     first, then = made.out.splitlines()[-2:]
@@ -105,15 +106,21 @@ def test_hardened_for_certify_it_names_the_commands_that_certify(
     assert certified.status == 0, certified.err
     for words, sentence in (
         (("--method", "denoised"), "give a --generator"),
-        (("--method", "denoised", "--generator", generator(inside / "big", side=16)), "the generator makes 16x16"),
-        (("--method", "denoised", "--generator", generator(inside / "told", drop="0")), "cannot do without a label"),
+        (
+            ("--method", "denoised", "--generator", saved_generator(inside / "big", side=16)),
+            "the generator makes 16x16",
+        ),
+        (
+            ("--method", "denoised", "--generator", saved_generator(inside / "told", drop="0")),
+            "cannot do without a label",
+        ),
     ):
         assert sentence in sfumato("harden", clf, *HOW, *words, "--out", "no").sentence and not (inside / "no").exists()
 
 
 def test_a_killed_hardening_goes_on(sfumato: Command, inside: Path, clf: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Generated images are drawn first, and not again; then kill -9 in the training, and the same command."""
-    model = generator(inside / "gen")
+    model = saved_generator(inside / "gen")
     words = [
         "harden",
         str(clf),
@@ -196,10 +203,10 @@ def test_harden_refuses_what_does_not_fit(
     monkeypatch.chdir(inside)
     assert "cannot be hardened, only sfumato's networks" in refused(classifier="py:mine:model")
     assert "does not exist" in refused(classifier="nowhere")
-    assert "makes 16x16" in refused("--generator", generator(inside / "wide", side=16))
-    assert "makes colour ones" in refused("--generator", generator(inside / "colour", channels=3))
+    assert "makes 16x16" in refused("--generator", saved_generator(inside / "wide", side=16))
+    assert "makes colour ones" in refused("--generator", saved_generator(inside / "colour", channels=3))
     assert "knows a class '0', the generator does not" in refused(
-        "--generator", generator(inside / "other", classes=tuple("abcdefghij"))
+        "--generator", saved_generator(inside / "other", classes=tuple("abcdefghij"))
     )
     assert not (inside / "clf2").exists()
     assert "holds another run" in sfumato("harden", clf, *HOW, "--out", clf).sentence

@@ -8,10 +8,10 @@ from typing import Any
 
 import pytest
 import torch
-from test_cli_certify import generator
-from test_hardening import DIGITS, same
 from torch import Tensor
 
+from helpers.classifiers import DIGITS, same
+from helpers.generators import saved_generator
 from sfumato.classifiers import NETWORKS, Classifier, read_description
 from sfumato.classifiers.run import Moment, Network
 from sfumato.core import checkpoint
@@ -63,7 +63,7 @@ class Painter(Generator):
 
 @pytest.fixture
 def painter(tmp_path: Path) -> Painter:
-    return Painter.from_pretrained(generator(tmp_path / "painter"), "cpu")  # type: ignore[return-value]
+    return Painter.from_pretrained(saved_generator(tmp_path / "painter"), "cpu")  # type: ignore[return-value]
 
 
 def judge() -> Classifier:

@@ -7,9 +7,9 @@ import math
 import numpy as np
 import pytest
 import torch
-from test_hardening import images, linear, random_linear
 from torch import Tensor
 
+from helpers.classifiers import images, linear, random_linear
 from sfumato.classifiers import Classifier
 from sfumato.core.errors import InputError
 from sfumato.defences.hardening.smoothness import (

@@ -13,10 +13,10 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from conftest import Command
-from oracles import TINY, pictures
 from safetensors.torch import load_file
 
+from helpers.commands import Command
+from helpers.oracles import TINY, pictures
 from sfumato import recipes, training_steps
 from sfumato.core.errors import InputError
 from sfumato.data import ImageSet
@@ -42,7 +42,7 @@ def captioned(size: tuple[int, int] = (16, 16)) -> ImageSet:
 def bert(tmp_path_factory: pytest.TempPathFactory) -> str:
     """A tiny language model."""
     pytest.importorskip("transformers", reason="texts need transformers")
-    from text_models import save_bert
+    from helpers.text_models import save_bert
 
     return str(save_bert(tmp_path_factory.mktemp("bert")))
 

@@ -9,9 +9,9 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from oracles import GaussianImages, UnitNoise, affine, coarse_matrix, inside, pool_matrix
 from scipy.integrate import quad_vec, solve_ivp
 
+from helpers.oracles import GaussianImages, UnitNoise, affine, coarse_matrix, inside, pool_matrix
 from sfumato.core.errors import InputError
 from sfumato.ladder import WEIGHTS, Ladder, Level, coarse, pool, repeat
 

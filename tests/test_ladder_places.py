@@ -7,8 +7,8 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from oracles import inside
 
+from helpers.oracles import inside
 from sfumato.core.errors import InputError
 from sfumato.ladder import Ladder, Level, flow_time, from_flow_time, pool
 

@@ -14,10 +14,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from conftest import Command, write_captioned
 from PIL import Image
 from torch import Tensor
 
+from helpers.commands import Command
+from helpers.folders import write_captioned
 from sfumato import classifiers, data, lecture, train
 from sfumato import generator as generators
 from sfumato.attacks import verified

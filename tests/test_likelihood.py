@@ -8,9 +8,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from oracles import TINY, GaussianImages, pictures, random_covariance
 from torch import Tensor
 
+from helpers.oracles import TINY, GaussianImages, pictures, random_covariance
 from sfumato import Generator, InputError, train
 from sfumato.conditions import Condition
 from sfumato.ladder import Ladder

@@ -5,10 +5,10 @@ from __future__ import annotations
 import numpy as np
 import pytest
 import torch
-from oracles import TINY, coarse_matrix, pictures
 from scipy import stats
 from torch import Tensor, nn
 
+from helpers.oracles import TINY, coarse_matrix, pictures
 from sfumato.conditions import Condition, Kinds
 from sfumato.conditions.low_resolution import LEVELS, LowResolution
 from sfumato.conditions.sources import Labels

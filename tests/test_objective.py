@@ -8,9 +8,9 @@ from collections.abc import Callable
 import numpy as np
 import pytest
 import torch
-from oracles import TINY, GaussianImages
 from torch import Tensor
 
+from helpers.oracles import TINY, GaussianImages
 from sfumato.conditions import Condition, Kinds
 from sfumato.config import Config
 from sfumato.denoisers import Denoiser

@@ -6,9 +6,9 @@ from pathlib import Path
 
 import pytest
 import torch
-from conftest import Command
 from PIL import Image
 
+from helpers.commands import Command
 from sfumato.generator import Generator, packaged
 
 MOST_BYTES = 25e6

@@ -8,9 +8,9 @@ from collections.abc import Callable
 import numpy as np
 import pytest
 import torch
-from oracles import TINY, GaussianImages, UnitNoise, affine
 from torch import Tensor, nn
 
+from helpers.oracles import TINY, GaussianImages, UnitNoise, affine
 from sfumato.classifiers import Classifier
 from sfumato.conditions import Condition, Kinds
 from sfumato.config import Config

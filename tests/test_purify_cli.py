@@ -9,11 +9,11 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from conftest import Command
-from oracles import TINY, pictures
 from PIL import Image
 from torch import nn
 
+from helpers.commands import Command
+from helpers.oracles import TINY, pictures
 from sfumato import train
 from sfumato.conditions import Kinds
 from sfumato.config import Config

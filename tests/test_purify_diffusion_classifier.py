@@ -6,8 +6,8 @@ from pathlib import Path
 
 import pytest
 import torch
-from oracles import TINY, pictures
 
+from helpers.oracles import TINY, pictures
 from sfumato import Generator, train
 from sfumato.attacks import apgd, fooled
 from sfumato.audit import audit, check_all

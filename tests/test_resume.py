@@ -14,23 +14,14 @@ from typing import Any
 
 import pytest
 import torch
-from oracles import TINY, pictures
 from safetensors.torch import load_file
 
-from sfumato import training_steps
+from helpers.oracles import pictures
+from helpers.runs import SETTINGS, STEPS, start
 from sfumato.core import checkpoint
 from sfumato.core.errors import InputError
 from sfumato.training import Progress, loop, train
 from sfumato.training.run import Run
-
-SETTINGS = {**TINY, "batch": "8", "learning_rate": "5e-3"}
-STEPS = 16  # a checkpoint every 2, see GRIDS in training/loop.py
-
-
-def start(out: Path, *, seed: int = 0, settings: dict[str, str] | None = None, data: Any = None, **budget: Any):
-    budget = budget or {"steps": STEPS}
-    chosen = {**SETTINGS, **(settings or {})}
-    return training_steps(data or pictures(), out, settings=chosen, seed=seed, device="cpu", **budget)
 
 
 def finish(out: Path, **how: Any) -> list[Progress]:
@@ -67,7 +58,7 @@ def test_killed_and_resumed_is_the_same_to_the_bit(tmp_path: Path, whole: Path):
         import sys, time
         sys.path[:0] = {[str(Path(__file__).parent), *sys.path]!r}
         from pathlib import Path
-        from test_resume import start
+        from helpers.runs import start
         for progress in start(Path({str(out)!r})):
             print(progress.step, flush=True)
             time.sleep(0.05)
@@ -147,7 +138,7 @@ def test_a_real_interrupt_is_the_same_to_the_bit(tmp_path: Path, whole: Path):
         import sys
         sys.path[:0] = {[str(Path(__file__).parent), *sys.path]!r}
         from pathlib import Path
-        from test_resume import start
+        from helpers.runs import start
         try:
             for progress in start(Path({str(out)!r})):
                 print(progress.step, flush=True)

@@ -10,12 +10,13 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
-from conftest import COLOURS, Command
-from oracles import TINY
 from scipy.stats import binomtest
-from text_models import save_bert, save_clip_pair
 from torch import Tensor
 
+from helpers.commands import Command
+from helpers.folders import COLOURS
+from helpers.oracles import TINY
+from helpers.text_models import save_bert, save_clip_pair
 from sfumato.classifiers import effnet
 from sfumato.conditions import Kinds
 from sfumato.core.errors import InputError

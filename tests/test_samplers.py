@@ -8,9 +8,9 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from oracles import GaussianImages, UnitNoise, sampled
 from torch import Tensor
 
+from helpers.oracles import GaussianImages, UnitNoise, sampled
 from sfumato.core.errors import InputError
 from sfumato.ladder import Ladder
 from sfumato.samplers import SAMPLERS, Noise, Rung, evaluations, share_steps, start

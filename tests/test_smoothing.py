@@ -10,9 +10,9 @@ import numpy as np
 import pytest
 import torch
 from scipy.stats import binom, binomtest, kstest, norm
-from test_generator import make
 from torch import Tensor, nn
 
+from helpers.generators import random_generator
 from sfumato import classifiers
 from sfumato.classifiers import Accuracy, Classifier
 from sfumato.core.errors import InputError
@@ -170,7 +170,7 @@ def test_the_class_is_selected_and_estimated_by_different_noise():
 
 
 def test_the_denoiser_comes_first_and_knows_sigma():
-    generator = make()
+    generator = random_generator()
     classifier, _, _ = half_space(DISTANCES)
     tall = Classifier(nn.Sequential(nn.AvgPool2d(2), classifier.module or nn.Identity()), size=(8, 8), channels=1)
     x = torch.rand(3, 1, 8, 8, generator=torch.Generator().manual_seed(2))
@@ -281,7 +281,7 @@ def test_guaranteed_takes_off_what_may_be_wrong():
 
 def test_the_gradient_goes_through_the_denoiser_exactly():
     """Against central differences along random directions, the noise fixed."""
-    generator = make()
+    generator = random_generator()
     layer, stream = nn.Linear(64, 3), torch.Generator().manual_seed(3)
     with torch.no_grad():
         layer.weight.copy_(torch.randn(3, 64, generator=stream))
@@ -340,10 +340,12 @@ def test_the_attack_says_when_no_gradient_flows():
 def test_a_generator_must_fit_the_classifier():
     network = nn.Sequential(nn.Flatten(), nn.LazyLinear(3))
     names = ("sandal", "sneaker", "shirt")
-    check_fit(Classifier(network, size=(28, 28), channels=1, labels=names), make(size=(28, 28)))
-    check_fit(Classifier(network, size=(28, 28), channels=3, labels=names), make(size=(28, 28)))  # grey is repeated
-    check_fit(Classifier(network, labels=("other", "names")), make(classes=()))
-    check_fit(Classifier(network), make())
+    check_fit(Classifier(network, size=(28, 28), channels=1, labels=names), random_generator(size=(28, 28)))
+    check_fit(
+        Classifier(network, size=(28, 28), channels=3, labels=names), random_generator(size=(28, 28))
+    )  # grey is repeated
+    check_fit(Classifier(network, labels=("other", "names")), random_generator(classes=()))
+    check_fit(Classifier(network), random_generator())
     for size, channels, labels, sentence in (
         ((28, 28), 1, names, "the classifier takes 28x28 pixels, the generator makes 32x32: "),
         ((32, 32), 3, names, "the classifier takes colour images, the generator makes colour with transparency ones"),
@@ -351,7 +353,7 @@ def test_a_generator_must_fit_the_classifier():
     ):
         classifier = Classifier(network, size=size, channels=channels, labels=labels)
         with pytest.raises(InputError, match=sentence):
-            check_fit(classifier, make(size=(32, 32), channels=4))
+            check_fit(classifier, random_generator(size=(32, 32), channels=4))
 
 
 def test_training_with_noise(tmp_path: Path):

@@ -8,8 +8,8 @@ from pathlib import Path
 
 import pytest
 import torch
-from text_models import WORDS, save_bert, save_clip, save_t5
 
+from helpers.text_models import WORDS, save_bert, save_clip, save_t5
 from sfumato.conditions.text import LatentStore, TextEncoder, find_encoder
 from sfumato.core.errors import InputError
 

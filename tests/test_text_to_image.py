@@ -7,10 +7,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from conftest import COLOURS, Command, write_captioned
-from oracles import TINY
-from text_models import save_bert
 
+from helpers.commands import Command
+from helpers.folders import COLOURS, write_captioned
+from helpers.oracles import TINY
+from helpers.text_models import save_bert
 from sfumato.core.errors import InputError
 from sfumato.data import ImageSet
 from sfumato.generator import Generator

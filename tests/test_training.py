@@ -11,9 +11,9 @@ from typing import Any
 
 import pytest
 import torch
-from oracles import TINY, pictures
 from torch import Tensor
 
+from helpers.oracles import TINY, pictures
 from sfumato import training_steps
 from sfumato.conditions import Condition
 from sfumato.config import Config

@@ -184,9 +184,9 @@ def test_missing_files(tmp_path: Path):
 )
 def test_descriptions_that_do_not_fit(tmp_path: Path, change: dict[str, Any], words: str):
     """With a right checksum, yet not of this version, or not of these tensors: the sentence names the file."""
-    from test_generator import make
+    from helpers.generators import random_generator
 
-    one = make()
+    one = random_generator()
     checkpoint.write(tmp_path, one.denoiser.state_dict(), {**one.description(), **change})
     with pytest.raises(InputError, match=words) as caught:
         Generator.from_pretrained(tmp_path)
@@ -195,9 +195,9 @@ def test_descriptions_that_do_not_fit(tmp_path: Path, change: dict[str, Any], wo
 
 @pytest.mark.parametrize("change", ["missing", "extra", "shape"])
 def test_tensors_that_do_not_fit(tmp_path: Path, change: str):
-    from test_generator import make
+    from helpers.generators import random_generator
 
-    one = make()
+    one = random_generator()
     tensors = dict(one.denoiser.state_dict())
     name = next(iter(tensors))
     if change == "missing":

@@ -13,7 +13,7 @@ from PIL import Image
 
 from sfumato.data import ImageSet
 
-SHARED = Path(__file__).parents[2] / "shared" / "data" / "emoji_noto64"
+SHARED = Path(__file__).parents[3] / "shared" / "data" / "emoji_noto64"
 needs_shared = pytest.mark.skipif(not SHARED.is_dir(), reason="the folder shared/data/emoji_noto64 is not there")
 
 

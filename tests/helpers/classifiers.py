@@ -1,0 +1,43 @@
+"""Small classifiers and images for them."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+
+from sfumato.classifiers import Classifier
+
+DIGITS = tuple("0123456789")
+
+
+def small_network(kind: torch.dtype = torch.float32) -> nn.Sequential:
+    """With batch normalisation and dropout, so that the wrong mode shows."""
+    torch.manual_seed(0)
+    body = nn.Sequential(nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4), nn.Tanh(), nn.Dropout(0.5))
+    return nn.Sequential(body, nn.Flatten(), nn.Linear(4 * 36, 5)).to(kind)
+
+
+def pictures(count: int = 6, channels: int = 3, side: int = 8, kind: torch.dtype = torch.float32) -> Tensor:
+    return torch.rand(count, channels, side, side, generator=torch.Generator().manual_seed(1), dtype=kind)
+
+
+def linear(weight: Tensor, bias: Tensor | None = None) -> Classifier:
+    """(K, D) as a classifier of images of D pixels."""
+    layer = nn.Linear(weight.shape[1], len(weight))
+    with torch.no_grad():
+        layer.weight.copy_(weight)
+        layer.bias.copy_(torch.zeros(len(weight)) if bias is None else bias)
+    return Classifier(nn.Sequential(nn.Flatten(), layer), labels=[str(i) for i in range(len(weight))])
+
+
+def random_linear(classes: int = 2, pixels: int = 16) -> Classifier:
+    return linear(torch.randn(classes, pixels, generator=torch.Generator().manual_seed(0)))
+
+
+def images(count: int = 6, low: float = 0.3, high: float = 0.7) -> Tensor:
+    return low + (high - low) * torch.rand(count, 1, 4, 4, generator=torch.Generator().manual_seed(1))
+
+
+def same(a: Classifier, b: Classifier) -> bool:
+    assert a.module is not None and b.module is not None
+    return all(torch.equal(t, b.module.state_dict()[name]) for name, t in a.module.state_dict().items())
