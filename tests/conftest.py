@@ -12,7 +12,7 @@ import pytest
 
 pytest.register_assert_rewrite("helpers")  # before anything imports them
 
-from helpers.commands import Command, Result
+from helpers.commands import Command, Result  # noqa: E402
 
 # Before anything reads it: tests must neither use nor fill the user's own cache.
 os.environ["SFUMATO_CACHE"] = tempfile.mkdtemp(prefix="sfumato-tests-")
