@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gzip
+import runpy
 import struct
 from pathlib import Path
 from typing import Any
@@ -17,11 +18,11 @@ from PIL import Image
 from helpers.folders import labels_of, noise, write_folder
 from sfumato.core.errors import InputError
 from sfumato.data import SOURCES, ImageSet, check, fit_array, load, suggest_size
+from sfumato.data.builtin import ARTICLES, CLOTHES, DEBIAN
 from sfumato.data.decode import hash_split
 from sfumato.data.fit import fit_image
 
 pytestmark = pytest.mark.usefixtures("own_cache")
-DEBIAN = Path("/usr/share/datasets/fashion-mnist")
 needs_fashion = pytest.mark.skipif(
     not DEBIAN.is_dir(), reason="Debian's package dataset-fashion-mnist is not installed"
 )
@@ -63,6 +64,29 @@ def test_fashion_mnist_against_the_published_facts() -> None:
     padded = load("fashion-mnist", split="test", size=32, fit="pad")
     assert np.array_equal(padded.images[:, 2:-2, 2:-2], data.images) and isinstance(padded.images, np.memmap)
     assert padded.images[:, :2].max() == 0 and padded.images[:, :, -2:].max() == 0
+
+
+def test_clothes_are_there_without_a_network() -> None:
+    train, test = load("clothes"), load("clothes", split="test")
+    assert train.images.shape == (10_000, 28, 28, 1) and test.images.shape == (2_000, 28, 28, 1)
+    for data, each in ((train, 1000), (test, 200)):
+        assert np.bincount(labels_of(data)).tolist() == [each] * 10 and isinstance(data.images, np.memmap)
+        assert data.name == "clothes" and data.classes == ARTICLES
+    assert (train.fingerprint(), test.fingerprint()) == ("411795a2d5aee97c", "273dd601c180b53a")  # it never changes
+    assert CLOTHES.stat().st_size < 6e6
+    assert "Zalando" in (CLOTHES.parent / "LICENSE").read_text() and "MIT" in (CLOTHES.parent / "README.md").read_text()
+
+
+@needs_fashion
+def test_clothes_are_made_again_to_the_byte() -> None:
+    tool = runpy.run_path(str(Path(__file__).parents[1] / "tools" / "make_clothes.py"))
+    assert tool["make"](DEBIAN) == CLOTHES.read_bytes()
+    for split in ("train", "test"):
+        whole, part = load("fashion-mnist", split=split), load("clothes", split=split)
+        rows = tool["chosen"](labels_of(whole), tool["EACH"][split])
+        assert np.array_equal(whole.images[rows], part.images) and np.array_equal(
+            labels_of(whole)[rows], labels_of(part)
+        )
 
 
 def idx(array: np.ndarray) -> bytes:

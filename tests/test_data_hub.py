@@ -109,7 +109,7 @@ def test_hub_failures_are_one_sentence(
         load("cifar10")
     from sfumato.data import builtin
 
-    monkeypatch.setattr(builtin, "_DEBIAN", tmp_path)
+    monkeypatch.setattr(builtin, "DEBIAN", tmp_path)
     monkeypatch.delenv("SFUMATO_FASHION_MNIST", raising=False)
     with pytest.raises(InputError, match="install the Debian package dataset-fashion-mnist"):
         load("fashion-mnist")

@@ -28,7 +28,7 @@ from sfumato.engine.resume import STATE, model_is_stale, restore
 
 DEFAULT_MINUTES = 3.0
 DEFAULT_EPOCHS = 60  # with the default minutes: what comes first; more passes over a small set teach little
-MIRRORED = ("cifar10", "fashion-mnist")  # sets whose mirrored images are of the same class
+MIRRORED = ("cifar10", "clothes", "fashion-mnist")  # sets whose mirrored images are of the same class
 CHECKPOINT_SECONDS = 15.0
 
 

@@ -75,7 +75,7 @@ def train(
         bool | None,
         typer.Option(
             "--flip/--no-flip",
-            help="Mirror half of the images. Default: only for sets known not to mind (cifar10, fashion-mnist).",
+            help="Mirror half of the images. Default: only for sets known not to mind (cifar10, clothes, fashion-mnist).",
             show_default=False,
         ),
     ] = None,

@@ -12,11 +12,11 @@ import typer
 
 from sfumato.cli.console import DeviceOption, Interrupted, JsonOption, check_folder, say, show, waiting
 from sfumato.cli.train import TrainingDisplay, clock
-from sfumato.core.errors import InputError
 
 if TYPE_CHECKING:
     from sfumato.lecture import Section, Subject
 
+DATA = "clothes"  # it comes with the package, so the page is the same everywhere
 CLASSIFIER_SHARE = 1 / 6  # of the minutes, in addition
 
 
@@ -30,7 +30,7 @@ def demo(
     device: DeviceOption = "auto",
     as_json: JsonOption = False,
 ) -> None:
-    """Train a small generator and a classifier of clothes (Fashion-MNIST) or, where that is not there, of digits, and put the whole lecture on one page."""
+    """Train a small diffusion model and a classifier on images of clothes, and show every part of the lecture on one HTML page."""
     check_folder(out, "--out")
     began = time.perf_counter()
     try:
@@ -69,12 +69,7 @@ def _train(out: Path, minutes: float, device: str) -> Subject:
     from sfumato.generator import Generator
     from sfumato.training import training_steps
 
-    try:
-        images = data.load("fashion-mnist")
-    except InputError as error:
-        say(f"{error}; the demo takes scikit-learn's digits")
-        images = data.load("digits")
-    test = data.load(images.name, split="test")
+    images, test = data.load(DATA), data.load(DATA, split="test")
     run, folder = out / images.name, out / f"{images.name}-classifier"
     steps = training_steps(images, run, minutes=minutes, device=device)
     with closing(steps), TrainingDisplay(f"training on {images.name} for {minutes:g} minutes") as display:  # type: ignore[type-var]

@@ -10,13 +10,13 @@
 
 from __future__ import annotations
 
-import sfumato.data.builtin  # noqa: F401  (enters the built-in sets into SOURCES)
+from sfumato.data.builtin import SOURCES
 from sfumato.data.cache import cache_folder
 from sfumato.data.check import CaptionReport, Report, check
 from sfumato.data.fit import fit_array, suggest_size
 from sfumato.data.imageset import ImageSet
 from sfumato.data.preview import captioned_grid, preview
-from sfumato.data.sources import SOURCES, SPLITS, load
+from sfumato.data.sources import SPLITS, load
 
 __all__ = [
     "SOURCES", "SPLITS", "CaptionReport", "ImageSet", "Report", "cache_folder", "captioned_grid", "check", "fit_array",

@@ -6,6 +6,7 @@ import gzip
 import os
 import struct
 import zlib
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -13,13 +14,19 @@ from typing import Any
 import numpy as np
 
 from sfumato.core.errors import InputError
+from sfumato.core.registry import Registry
+from sfumato.data.cache import cached_set, file_identity
+from sfumato.data.emoji_font import draw_emoji, emoji_font, emoji_versions
+from sfumato.data.hub import load_hub
 from sfumato.data.imageset import ImageSet
-from sfumato.data.sources import SOURCES, cached_set, file_identity
+from sfumato.data.npz import load_npz
 
-_DEBIAN = Path("/usr/share/datasets/fashion-mnist")  # where Debian's package dataset-fashion-mnist puts its files
-_FASHION_CLASSES = (
-    "t-shirt", "trouser", "pullover", "dress", "coat", "sandal", "shirt", "sneaker", "bag", "ankle boot",
-)  # fmt: skip
+SOURCES: Registry[Callable[[str], ImageSet]] = Registry("data source")
+"""Built-in sets by name: functions from a split ("train" or "test") to its ImageSet at native size."""
+
+CLOTHES = Path(__file__).parents[1] / "packaged" / "clothes" / "clothes.npz"  # by tools/make_clothes.py
+DEBIAN = Path("/usr/share/datasets/fashion-mnist")  # where Debian's package dataset-fashion-mnist puts its files
+ARTICLES = ("t-shirt", "trouser", "pullover", "dress", "coat", "sandal", "shirt", "sneaker", "bag", "ankle boot")
 _FASHION_ON_HUB = "hf:zalando-datasets/fashion_mnist"
 _CIFAR10_ON_HUB = "hf:uoft-cs/cifar10"
 
@@ -37,6 +44,14 @@ def digits(split: str) -> ImageSet:
     return ImageSet(images[chosen], labels, tuple(str(name) for name in raw["target_names"]), "digits", split)
 
 
+@SOURCES.add("clothes")
+def clothes(split: str) -> ImageSet:
+    """10,000 + 2,000 images of Fashion-MNIST, as many of each class, in a file of the package: always there."""
+    if not CLOTHES.is_file():
+        raise InputError("this installation lacks the built-in set 'clothes': install sfumato again")
+    return replace(load_npz(CLOTHES, split=split), name="clothes")
+
+
 @SOURCES.add("fashion-mnist")
 def fashion_mnist(split: str) -> ImageSet:
     """Zalando's 60,000 + 10,000 articles of clothing: 28x28, grey, 10 classes (Xiao, Rasul and Vollgraf 2017).
@@ -45,7 +60,7 @@ def fashion_mnist(split: str) -> ImageSet:
     the Hub.
     """
     chosen = os.environ.get("SFUMATO_FASHION_MNIST")
-    folder = Path(chosen).expanduser() if chosen else _DEBIAN
+    folder = Path(chosen).expanduser() if chosen else DEBIAN
     start = "train" if split == "train" else "t10k"
     files = [folder / f"{start}-images-idx3-ubyte.gz", folder / f"{start}-labels-idx1-ubyte.gz"]
     if missing := [file for file in files if not file.is_file()]:
@@ -53,15 +68,18 @@ def fashion_mnist(split: str) -> ImageSet:
             raise InputError(
                 f"SFUMATO_FASHION_MNIST: {str(missing[0])!r} is missing; name the folder of the four .gz files"
             )
-        hint = "install the Debian package dataset-fashion-mnist, or `pip install sfumato[hub]` with a network"
+        hint = (
+            "install the Debian package dataset-fashion-mnist, or `pip install sfumato[hub]` with a network, or take "
+            "'clothes', a sixth of it"
+        )
         data = _from_hub(_FASHION_ON_HUB, split, "fashion-mnist", hint)
-        return replace(data, classes=_FASHION_CLASSES)
+        return replace(data, classes=ARTICLES)
 
     def read() -> ImageSet:
         images, labels = read_idx(files[0]), read_idx(files[1])
         if images.ndim != 3 or labels.shape != images.shape[:1]:
             raise InputError(f"{str(files[0])!r} and {files[1].name!r} do not belong together: get the four files anew")
-        return ImageSet(images[..., None], labels.astype(np.int64), _FASHION_CLASSES, "fashion-mnist", split)
+        return ImageSet(images[..., None], labels.astype(np.int64), ARTICLES, "fashion-mnist", split)
 
     return cached_set(read, ["fashion-mnist", str(folder), split], file_identity(*files))
 
@@ -73,8 +91,6 @@ def cifar10(split: str) -> ImageSet:
     Read from the .npz that $SFUMATO_CIFAR10 names (x_train, y_train, x_test, y_test, classes), else from the Hub.
     """
     if chosen := os.environ.get("SFUMATO_CIFAR10"):
-        from sfumato.data.npz import load_npz
-
         path = Path(chosen).expanduser()
         if not path.is_file():
             raise InputError(f"SFUMATO_CIFAR10: {chosen!r} does not exist; name an .npz with x_train, y_train, ...")
@@ -90,8 +106,6 @@ def emoji(split: str) -> ImageSet:
     The font is found in the system's font folders, or named by $SFUMATO_EMOJI_FONT; names are those of the package
     ``emoji`` where it is installed.
     """
-    from sfumato.data.emoji_font import draw_emoji, emoji_font, emoji_versions
-
     font = emoji_font()
     identity = [file_identity(font), *emoji_versions()]
     return cached_set(lambda: draw_emoji(font, split), ["emoji", str(font), split], identity)
@@ -111,8 +125,6 @@ def read_idx(path: Path) -> np.ndarray:
 
 
 def _from_hub(source: str, split: str, name: str, hint: str) -> ImageSet:
-    from sfumato.data.hub import load_hub
-
     try:
         return replace(load_hub(source, split=split), name=name)
     except InputError as error:

@@ -22,8 +22,11 @@ import numpy as np
 
 from sfumato.core.errors import InputError
 from sfumato.core.files import atomic, atomic_write
+from sfumato.data.imageset import ImageSet
 
 VERSION = 3  # raise when decoding changes, so that old entries are no longer found
+
+_CHUNK = 256  # images handed over at once
 
 Append = Callable[[np.ndarray], None]  # takes (n, H, W, C) uint8
 Build = Callable[[Append], dict[str, Any]]  # hands over all images through Append, returns what else is to be kept
@@ -74,6 +77,33 @@ def cached(slot: object, identity: object, build: Build) -> tuple[np.ndarray, di
         return _in_memory(build, error)
     _drop_outdated(base)
     return images, notes
+
+
+def cached_set(data: Callable[[], ImageSet], slot: list[Any], identity: Any) -> ImageSet:
+    """The set that ``data`` makes, its pixels from the cache where they are there already, with the same warnings."""
+
+    def build(append: Append) -> dict[str, Any]:
+        with warnings.catch_warnings(record=True) as caught:
+            warnings.simplefilter("always", UserWarning)
+            made = data()
+        for start in range(0, len(made), _CHUNK):
+            append(made.images[start : start + _CHUNK])
+        labels = None if made.labels is None else made.labels.tolist()
+        notes = {"labels": labels, "classes": made.classes, "name": made.name, "split": made.split}
+        remarks = [str(warning.message) for warning in caught if warning.category is UserWarning]
+        return notes | {"captions": made.captions, "warnings": remarks}
+
+    images, notes = cached(slot, identity, build)
+    for text in notes["warnings"]:
+        warnings.warn(text, stacklevel=4)
+    labels = None if notes["labels"] is None else np.array(notes["labels"], np.int64)
+    captions = None if notes["captions"] is None else tuple(tuple(texts) for texts in notes["captions"])
+    return ImageSet(images, labels, tuple(notes["classes"]), notes["name"], notes["split"], captions)
+
+
+def file_identity(*paths: Path) -> list[list[Any]]:
+    """Name, size and time of change of files: another state, another identity."""
+    return [[path.name, (status := path.stat()).st_size, status.st_mtime_ns] for path in paths]
 
 
 def _in_memory(build: Build, why: Exception) -> tuple[np.ndarray, dict[str, Any]]:

@@ -12,10 +12,13 @@ from pathlib import Path
 from statistics import median
 from typing import Any
 
+from sfumato.data.builtin import SOURCES
 from sfumato.data.decode import Decoded, Progress
 from sfumato.data.fit import Size, check_fit, check_size
+from sfumato.data.folder import decode_folder
+from sfumato.data.hub import decode_hub
 from sfumato.data.imageset import ImageSet
-from sfumato.data.sources import SOURCES, SPLITS, existing, load
+from sfumato.data.sources import SPLITS, existing, load
 
 _MODES = {1: "L", 3: "RGB", 4: "RGBA"}
 _WITHOUT = 5  # images without a caption that are named to people
@@ -129,14 +132,10 @@ def _decoded(source: str | Path | ImageSet, size: Size | None, fit: str, progres
     if isinstance(source, ImageSet) or (isinstance(source, str) and source in SOURCES):
         return None
     if str(source).startswith("hf:"):
-        from sfumato.data.hub import decode_hub
-
         return decode_hub(str(source), size, fit, progress)
     path = existing(source)
     if path.is_file():
         return None
-    from sfumato.data.folder import decode_folder
-
     return decode_folder(path, size, fit, progress)
 
 

@@ -10,10 +10,10 @@ from pathlib import Path
 import numpy as np
 
 from sfumato.core.errors import InputError
+from sfumato.data.cache import cached_set, file_identity
 from sfumato.data.captions import captioned
 from sfumato.data.decode import SPLIT_FROM, hash_split, skipped
 from sfumato.data.imageset import ImageSet
-from sfumato.data.sources import cached_set, file_identity
 
 
 def load_npz(path: Path, *, split: str = "train") -> ImageSet:

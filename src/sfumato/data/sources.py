@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import warnings
-from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -12,15 +10,16 @@ from typing import Any
 import numpy as np
 
 from sfumato.core.errors import InputError, nearest
-from sfumato.core.registry import Registry
+from sfumato.data.builtin import SOURCES
 from sfumato.data.cache import Append, cached
 from sfumato.data.decode import Progress
 from sfumato.data.fit import Size, check_fit, check_size, common_background, fit_array
+from sfumato.data.folder import load_folder
+from sfumato.data.hub import load_hub
 from sfumato.data.imageset import ImageSet
+from sfumato.data.npz import load_npz
 
 SPLITS = ("train", "test")
-SOURCES: Registry[Callable[[str], ImageSet]] = Registry("data source")
-"""Built-in sets by name: functions from a split ("train" or "test") to its ImageSet at native size."""
 
 _SMALL = 4_000_000  # bytes: less is computed anew each time, not cached
 _CHUNK = 256
@@ -60,16 +59,10 @@ def load(
     if isinstance(source, str) and text in SOURCES:
         return _resized(SOURCES[text](split), wanted, fit)
     if text.startswith("hf:"):
-        from sfumato.data.hub import load_hub
-
         return load_hub(text, split=split, size=wanted, fit=fit, progress=progress)
     path = existing(source)
     if path.is_dir():
-        from sfumato.data.folder import load_folder
-
         return load_folder(path, split=split, size=wanted, fit=fit, progress=progress)
-    from sfumato.data.npz import load_npz
-
     return _resized(load_npz(path, split=split), wanted, fit)
 
 
@@ -90,33 +83,6 @@ def existing(source: str | Path) -> Path:
     if isinstance(source, Path) or path.name != text or path.suffix:  # looks like a path
         raise InputError(f"data {text!r} does not exist: check the path, or use a built-in set ({', '.join(SOURCES)})")
     raise InputError(f"unknown data source {text!r}, and no folder of that name is here: {nearest(text, SOURCES)}")
-
-
-def cached_set(data: Callable[[], ImageSet], slot: list[Any], identity: Any) -> ImageSet:
-    """The set that ``data`` makes, its pixels from the cache where they are there already, with the same warnings."""
-
-    def build(append: Append) -> dict[str, Any]:
-        with warnings.catch_warnings(record=True) as caught:
-            warnings.simplefilter("always", UserWarning)
-            made = data()
-        for start in range(0, len(made), _CHUNK):
-            append(made.images[start : start + _CHUNK])
-        labels = None if made.labels is None else made.labels.tolist()
-        notes = {"labels": labels, "classes": made.classes, "name": made.name, "split": made.split}
-        said = [str(warning.message) for warning in caught if warning.category is UserWarning]
-        return notes | {"captions": made.captions, "warnings": said}
-
-    images, notes = cached(slot, identity, build)
-    for text in notes["warnings"]:
-        warnings.warn(text, stacklevel=4)
-    labels = None if notes["labels"] is None else np.array(notes["labels"], np.int64)
-    captions = None if notes["captions"] is None else tuple(tuple(texts) for texts in notes["captions"])
-    return ImageSet(images, labels, tuple(notes["classes"]), notes["name"], notes["split"], captions)
-
-
-def file_identity(*paths: Path) -> list[list[Any]]:
-    """Name, size and time of change of files: another state, another identity."""
-    return [[path.name, (status := path.stat()).st_size, status.st_mtime_ns] for path in paths]
 
 
 def _resized(data: ImageSet, size: Size | None, fit: str) -> ImageSet:
