@@ -215,7 +215,7 @@ def test_the_ascent_is_the_lectures() -> None:
     classifier = Classifier(torch.nn.Sequential(torch.nn.Flatten(), linear))
     x = (torch.rand(3, 1, 4, 4, generator=torch.Generator().manual_seed(1)) * 255).round() / 255
     eps = 16 / 255
-    found = robustness.ascend(classifier, x, torch.ones(3, dtype=torch.int64), eps, 8)
+    found = robustness.ascend_images(classifier, x, torch.ones(3, dtype=torch.int64), eps, 8)
     assert torch.allclose(found, (x - eps * w.sign().reshape(1, 1, 4, 4)).clamp(0, 1), atol=1e-6)
     assert torch.allclose(found * 255, (found * 255).round(), atol=1e-4)
 

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from scipy.optimize import minimize
 from torch import Tensor
 
-from sfumato.attacks.norms import dual, into, norm_of, per_sample, project, project_box_ball, steepest
+from sfumato.attacks.norms import dual, norm_of, per_sample, project, project_box_ball, project_onto, steepest
 from sfumato.core.errors import InputError
 from sfumato.core.streams import Streams
 
@@ -122,7 +122,7 @@ def test_sizes_per_sample():
     eps = torch.tensor([0.1, 0.2, 0.3])
     torch.testing.assert_close(norm_of(project(delta, "Linf", eps), "Linf"), eps)
     x = torch.full_like(delta, 0.5)
-    torch.testing.assert_close(norm_of(into(x, x + delta, "L2", eps) - x, "L2"), eps)
+    torch.testing.assert_close(norm_of(project_onto(x, x + delta, "L2", eps) - x, "L2"), eps)
     with pytest.raises(InputError, match="3 samples"):
         project(delta, "L2", torch.ones(2))
 

@@ -18,7 +18,7 @@ from torch import Tensor
 
 from sfumato.attacks.batching import answers, checked, gradients, random_start
 from sfumato.attacks.losses import LOSSES, margin, reached, targeted_dlr
-from sfumato.attacks.norms import check_norm, cube, flat, into, norm_of, per_sample, steepest
+from sfumato.attacks.norms import check_norm, cube, flat, norm_of, per_sample, project_onto, steepest
 from sfumato.attacks.registry import ATTACKS
 from sfumato.core.errors import InputError
 from sfumato.core.streams import streams_for
@@ -200,7 +200,7 @@ def _staged(
         return climb(classifier, x, y, begin, loss, labels, norm, radius, steps, targeted, batch_size)
     shares = [math.ceil(share * steps) for _, share in L1_STAGES[:-1]]
     for index, ((wider, _), part) in enumerate(zip(L1_STAGES, [*shares, steps - sum(shares)], strict=True)):
-        begin = begin if index == 0 else into(x, begin, norm, wider * radius)
+        begin = begin if index == 0 else project_onto(x, begin, norm, wider * radius)
         begin = climb(
             classifier, x, y, begin, loss, labels, norm, wider * radius, max(part, 1), targeted, batch_size,
             stop=wider == 1, sparse=index > 0,
@@ -328,14 +328,14 @@ def _stepped(state: _Climb, norm: str, momentum: float) -> Tensor:
     if norm == "L1":
         # Rounded down, so that two entries can become one.
         count = (state.share * flat(state.x).shape[1] + 1e-4).floor()
-        return into(state.x, state.x_adv + length * steepest(state.slope, norm, count), norm, state.radius)
+        return project_onto(state.x, state.x_adv + length * steepest(state.slope, norm, count), norm, state.radius)
     if norm == "Linf":  # as below, written into as few new tensors as can be: this is most of what is not the model's
         stepped = state.slope.sign().mul_(length).add_(state.x_adv).clamp_(state.low, state.high)
         change = (state.x_adv - state.before).mul_(1 - momentum).add_(state.x_adv, alpha=1 - momentum)
         return stepped.mul_(momentum).add_(change).clamp_(state.low, state.high)
-    stepped = into(state.x, state.x_adv + length * steepest(state.slope, norm), norm, state.radius)
+    stepped = project_onto(state.x, state.x_adv + length * steepest(state.slope, norm), norm, state.radius)
     change = momentum * (stepped - state.x_adv) + (1 - momentum) * (state.x_adv - state.before)
-    return into(state.x, state.x_adv + change, norm, state.radius)
+    return project_onto(state.x, state.x_adv + change, norm, state.radius)
 
 
 def _halve(state: _Climb, period: int) -> None:

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, NamedTuple
 import torch
 from torch import Tensor
 
-from sfumato.attacks.norms import into, per_sample, steepest
+from sfumato.attacks.norms import per_sample, project_onto, steepest
 from sfumato.core.errors import InputError
 from sfumato.core.streams import Streams
 
@@ -110,8 +110,8 @@ def random_start(x: Tensor, norm: str, eps: Tensor, streams: Streams) -> Tensor:
     Linf: uniform in the cube. L2: a random direction, on the sphere. L1: normal noise, projected (Croce & Hein 2021).
     """
     if norm == "Linf":
-        return into(x, x + per_sample(eps, x) * streams.uniform(x.shape[1:], -1, 1).to(x.dtype), norm, eps)
+        return project_onto(x, x + per_sample(eps, x) * streams.uniform(x.shape[1:], -1, 1).to(x.dtype), norm, eps)
     noise = streams.normal(x.shape[1:]).to(x.dtype)
     if norm == "L2":
         noise = per_sample(eps, x) * steepest(noise, "L2")
-    return into(x, x + noise, norm, eps)
+    return project_onto(x, x + noise, norm, eps)

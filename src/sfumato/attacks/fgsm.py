@@ -12,10 +12,10 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
-from sfumato.attacks.batching import checked, gradients
+from sfumato.attacks.context import AttackContext
 from sfumato.attacks.losses import LOSSES, toward
-from sfumato.attacks.norms import check_norm, flat, into, per_sample, steepest
-from sfumato.attacks.pgd import climb
+from sfumato.attacks.norms import flat, per_sample, project_onto, steepest
+from sfumato.attacks.pgd import Ascending, ascend_until_fooled
 from sfumato.attacks.registry import ATTACKS
 
 if TYPE_CHECKING:
@@ -54,21 +54,23 @@ def fgsm(
     Returns:
         (B, ...) in the box and the ball, fooled or not.
     """
-    check_norm(norm, ("Linf", "L2", "L1"), "fgsm")
-    x, y, _ = checked(x, y, ids, eps)
+    context = AttackContext.of(
+        classifier, x, y, norm=norm, eps=eps, targeted=targeted, batch_size=batch_size, attack="fgsm"
+    )
+    x = context.x
     if len(x) == 0:
         return x.clone()
     with classifier.ready():
-        slope = gradients(classifier, x, toward(LOSSES.find(loss), targeted), (y,), batch_size)[2]
+        slope = context.gradients(x, toward(LOSSES.find(loss), targeted), (context.y,))[2]
     if norm != "L1":
-        return into(x, x + _FAR * steepest(slope, norm), norm, eps)
+        return project_onto(x, x + _FAR * steepest(slope, norm), norm, eps)
     # Fill the steepest entries up to the box, one after the other, until eps is spent.
     room = torch.where(slope > 0, 1 - x, x) * (slope != 0)
     room, order = flat(room), flat(slope).abs().argsort(dim=1, descending=True)
     wanted = room.gather(1, order)
     spent = (per_sample(eps, wanted) - (wanted.cumsum(1) - wanted)).clamp_min(0)
     size = torch.zeros_like(wanted).scatter(1, order, torch.minimum(spent, wanted))
-    return into(x, x + size.reshape(x.shape) * slope.sign(), norm, eps)
+    return project_onto(x, x + size.reshape(x.shape) * slope.sign(), norm, eps)
 
 
 @ATTACKS.add("gradient-ascent")
@@ -101,25 +103,9 @@ def gradient_ascent(
     Returns:
         (B, ...) in the box and the ball; where nothing was found, the point of highest loss.
     """
-    check_norm(norm, ("Linf", "L2", "L1"), "gradient-ascent")
-    x, y, _ = checked(x, y, ids, eps)
-    radius = per_sample(eps, x).reshape(-1)
-
-    def step(slope: Tensor, x_adv: Tensor, radius: Tensor, index: int) -> Tensor:
-        return rate * slope
-
+    context = AttackContext.of(
+        classifier, x, y, norm=norm, eps=eps, targeted=targeted, batch_size=batch_size, attack="gradient-ascent"
+    )
+    how = Ascending(steps, lambda slope, *_: rate * slope, toward(LOSSES.find(loss), targeted), repeats=True)
     with classifier.ready():
-        return climb(
-            classifier,
-            x,
-            y,
-            x,
-            norm,
-            radius,
-            steps,
-            step,
-            toward(LOSSES.find(loss), targeted),
-            targeted,
-            batch_size,
-            repeats=True,
-        ).x_adv
+        return ascend_until_fooled(context, context.x, how).x_adv

@@ -79,7 +79,7 @@ def project_box_ball(x: Tensor, delta: Tensor, norm: str, eps: float | Tensor) -
     return torch.maximum(torch.minimum(delta, 1 - x), -x)
 
 
-def into(x: Tensor, moved: Tensor, norm: str, eps: float | Tensor) -> Tensor:
+def project_onto(x: Tensor, moved: Tensor, norm: str, eps: float | Tensor) -> Tensor:
     """The point of box and ball around ``x`` nearest to ``moved``; both (B, ...), as is the result."""
     if norm == "Linf":  # fewer passes over memory than through delta, with the same result
         return moved.clamp(*cube(x, eps))

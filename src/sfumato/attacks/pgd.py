@@ -8,36 +8,31 @@ Walking in Circles!", arXiv 2503.19347).
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, NamedTuple
 
 import torch
 from torch import Tensor
 
-from sfumato.attacks.batching import answers, checked, gradients, random_start
-from sfumato.attacks.losses import LOSSES, Loss, reached, toward
-from sfumato.attacks.norms import check_norm, flat, into, norm_of, per_sample, steepest
+from sfumato.attacks.ascent import Step, ascend
+from sfumato.attacks.context import AttackContext
+from sfumato.attacks.losses import LOSSES, Loss, toward
+from sfumato.attacks.norms import flat, norm_of, per_sample
 from sfumato.attacks.registry import ATTACKS
 from sfumato.attacks.verify import fooled
 from sfumato.core.errors import InputError
-from sfumato.core.streams import Streams, streams_for
+from sfumato.core.streams import Streams
 
 if TYPE_CHECKING:
     from sfumato.classifiers import Classifier
 
-Step = Callable[[Tensor, Tensor, Tensor, int], Tensor]  # direction, x_adv, radius (B,), step number -> change of x_adv
 
-FIRST_STEP, LAST_STEP = 2.0, 0.02  # times eps, where no step is given
-_L1_SHARE = 0.1  # of the entries take part in the first L1 step
-_L1_REACH = 0.5  # how far one pixel can be expected to move inside the box
-
-
-class Climbed(NamedTuple):
-    """How far a climb came: the first adversarial point of each sample, or else the one of highest loss."""
+class Ascent(NamedTuple):
+    """How far a run came: the first adversarial point of each sample, or else the one of highest loss."""
 
     x_adv: Tensor  # (B, ...)
     loss: Tensor  # (B,)
-    fell: Tensor  # (B,) bool
+    fooled: Tensor  # (B,) bool
 
 
 @ATTACKS.add("pgd")
@@ -72,7 +67,7 @@ def pgd(
         steps: gradients in each run; one more forward pass looks at the last point.
         step: length of every step as a share of ``eps``. Default: falling from 2 to 0.02 geometrically, which crosses
             the ball first and settles last; on robust classifiers it is both stronger and sooner done than a constant.
-        restarts: runs, each on the samples that still stand.
+        restarts: runs, each on the samples that are not fooled yet.
         start: "random", or "clean" to begin at ``x`` (then restarts make no difference).
         momentum: share of the last direction that is kept, 0 (PGD) to 1 (MI-FGSM).
         loss: "ce", "margin" or "dlr".
@@ -81,112 +76,99 @@ def pgd(
     Returns:
         (B, ...) in the box and the ball; where nothing was found, the point of highest loss.
     """
-    check_norm(norm, ("Linf", "L2", "L1"), "pgd")
     if steps < 1 or restarts < 1:
         raise InputError(f"pgd with {steps} steps and {restarts} restarts does nothing: give 1 or more of each")
     if start not in ("random", "clean"):
         raise InputError(f"unknown start {start!r} for pgd: choose 'random' or 'clean'")
-    x, y, ids = checked(x, y, ids, eps)
-    radius = per_sample(eps, x).reshape(-1)
-    rise = toward(LOSSES.find(loss), targeted)
-    result, highest = x.clone(), x.new_full((len(x),), -torch.inf)
+    context = AttackContext.of(
+        classifier, x, y, norm=norm, eps=eps, targeted=targeted, seed=seed, ids=ids, batch_size=batch_size, attack="pgd"
+    )
+    run = Ascending(steps, step, toward(LOSSES.find(loss), targeted), momentum, step is not None and not momentum)
+    result, highest = context.x.clone(), context.x.new_full((len(x),), -torch.inf)
     rows = torch.arange(len(x), device=x.device)
     with classifier.ready():
         for restart in range(restarts):
             if len(rows) == 0:
                 break
-            begin = x[rows]
-            if start == "random":
-                begin = random_start(begin, norm, radius[rows], _streams(x, seed, ids, restart).keep(rows))
-            found = climb(
-                classifier, x[rows], y[rows], begin, norm, radius[rows], steps, steps_of(norm, step, steps), rise,
-                targeted, batch_size, momentum, repeats=step is not None and not momentum)  # fmt: skip
-            fell = found.fell.clone()
-            fell[found.fell] = fooled(classifier, found.x_adv[found.fell], y[rows[found.fell]], targeted)
-            better = fell | (found.loss > highest[rows])
+            some = context[rows]
+            found = ascend_until_fooled(some, some.random_start(restart) if start == "random" else some.x, run)
+            hit = found.fooled.clone()
+            hit[found.fooled] = fooled(classifier, found.x_adv[found.fooled], some.y[found.fooled], targeted)
+            better = hit | (found.loss > highest[rows])
             result[rows[better]] = found.x_adv[better]
             highest[rows[better]] = found.loss[better]
-            rows = rows[~fell]
+            rows = rows[~hit]
     return result
 
 
-def _streams(x: Tensor, seed: int, ids: Tensor, restart: int) -> Streams:
-    return streams_for(x, seed, ids, salt=restart)
+class Ascending(NamedTuple):
+    """How a run ascends."""
+
+    steps: int
+    step: Step | float | None  # as in ``ascend``
+    loss: Loss  # to be raised
+    momentum: float = 0.0
+    repeats: bool = False  # a step depends on the point alone: samples that come back to a point leave
 
 
-def steps_of(norm: str, share: float | None, steps: int) -> Step:
-    """Steepest steps of length ``share * eps``, or of falling length.
-
-    For L1 the number of entries that take part falls from a tenth of all to what a step needs inside the box, in the
-    first half of the run: first many move, then the few that count most collect the budget.
-    """
-
-    def step(direction: Tensor, x_adv: Tensor, radius: Tensor, index: int) -> Tensor:
-        done = index / max(1, steps - 1)
-        length = radius * (FIRST_STEP * (LAST_STEP / FIRST_STEP) ** done if share is None else share)
-        if norm != "L1":
-            return per_sample(length, x_adv) * steepest(direction, norm)
-        blocked = ((x_adv >= 1) & (direction > 0)) | ((x_adv <= 0) & (direction < 0))
-        needed = (length / _L1_REACH).ceil().clamp_min(1)
-        most = (_L1_SHARE * flat(x_adv).shape[1] / needed).clamp_min(1)
-        count = needed * most ** max(0.0, 1 - 2 * done)
-        return per_sample(length, x_adv) * steepest(direction.masked_fill(blocked, 0), norm, count)
-
-    return step
+def ascend_until_fooled(context: AttackContext, begin: Tensor, how: Ascending) -> Ascent:
+    """One run from ``begin`` (B, ...); samples leave as soon as they are fooled, or go in a circle."""
+    run = _Run(context, begin, how)
+    x_adv = ascend(
+        context.x,
+        run.slope,
+        norm=context.norm,
+        eps=context.eps,
+        steps=how.steps,
+        step=how.step,
+        begin=begin,
+        stay=run.stay,
+    )
+    if len(x_adv):  # only a look at where the last step led
+        logits = context.answers(x_adv)
+        run.record(x_adv, logits, how.loss(logits, run.context.y))
+    return run.found
 
 
-def climb(
-    classifier: Classifier,
-    x: Tensor,
-    y: Tensor,
-    begin: Tensor,
-    norm: str,
-    radius: Tensor,
-    steps: int,
-    step: Step,
-    loss: Loss,
-    targeted: bool,
-    batch_size: int | None = None,
-    momentum: float = 0.0,
-    repeats: bool = False,
-) -> Climbed:
-    """One run from ``begin``; the samples that are fooled leave at once.
+class _Run:
+    """The books of a run: what was found, and the samples that have not left, one row each."""
 
-    With ``repeats`` a step depends on the point alone, and the samples that come back to a point leave too.
-    """
-    result, highest = begin.clone(), x.new_full((len(x),), -torch.inf)
-    fell = torch.zeros(len(x), dtype=torch.bool, device=x.device)
-    rows = torch.arange(len(x), device=x.device)
-    x_adv, velocity = begin, torch.zeros_like(x)
-    circles = _Circles(x) if repeats else None
-    for index in range(steps + 1):
-        if len(rows) == 0:
-            break
-        if index < steps:
-            logits, losses, slope = gradients(classifier, x_adv, loss, (y,), batch_size)
-        else:  # only a look at where the last step led
-            logits, slope = answers(classifier, x_adv, batch_size), velocity
-            losses = loss(logits, y)
-        hit = reached(logits, y, targeted)
-        better = hit | (losses > highest[rows])
-        result[rows[better]] = x_adv[better]
-        highest[rows[better]] = losses[better].to(highest.dtype)
-        fell[rows[hit]] = True
-        stay = ~hit
-        if circles is not None:
-            stay &= ~circles.closed(x_adv)
-        if not bool(stay.all()):
-            rows, x, y, x_adv, slope = rows[stay], x[stay], y[stay], x_adv[stay], slope[stay]
-            velocity, radius = velocity[stay], radius[stay]
-            if circles is not None:
-                circles.keep(stay)
-        if index < steps and len(rows):
-            if momentum:
-                mean = norm_of(slope, "L1").clamp_min(torch.finfo(x.dtype).tiny)
-                velocity = momentum * velocity + slope / per_sample(mean, x)
-                slope = velocity
-            x_adv = into(x, x_adv + step(slope, x_adv, radius, index), norm, radius)
-    return Climbed(result, highest, fell)
+    def __init__(self, context: AttackContext, begin: Tensor, how: Ascending) -> None:
+        count, device = len(context), begin.device
+        self.context, self.how = context, how
+        self.rows = torch.arange(count, device=device)  # (n,) where each belongs in what is found
+        self.velocity = torch.zeros_like(begin)
+        self.circles = _Circles(begin) if how.repeats else None
+        highest = begin.new_full((count,), -torch.inf)
+        self.found = Ascent(begin.clone(), highest, torch.zeros(count, dtype=torch.bool, device=device))
+        self.hit = self.found.fooled
+
+    def slope(self, x_adv: Tensor, index: int) -> Tensor:
+        """The gradient at ``x_adv`` (n, ...), with momentum that of MI-FGSM."""
+        logits, losses, slope = self.context.gradients(x_adv, self.how.loss, (self.context.y,))
+        self.record(x_adv, logits, losses)
+        if not self.how.momentum:
+            return slope
+        mean = norm_of(slope, "L1").clamp_min(torch.finfo(slope.dtype).tiny)
+        self.velocity = self.how.momentum * self.velocity + slope / per_sample(mean, slope)
+        return self.velocity
+
+    def record(self, x_adv: Tensor, logits: Tensor, losses: Tensor) -> None:
+        """Keep the points that fool, or raise the loss."""
+        self.hit = self.context.reached(logits)
+        better = self.hit | (losses > self.found.loss[self.rows])
+        self.found.x_adv[self.rows[better]] = x_adv[better]
+        self.found.loss[self.rows[better]] = losses[better].to(self.found.loss.dtype)
+        self.found.fooled[self.rows[self.hit]] = True
+
+    def stay(self, x_adv: Tensor) -> Tensor:
+        """(n,) bool: neither fooled nor in a circle."""
+        going = ~self.hit if self.circles is None else ~self.hit & ~self.circles.closed(x_adv)
+        if not bool(going.all()):
+            self.context, self.rows, self.velocity = self.context[going], self.rows[going], self.velocity[going]
+            if self.circles is not None:
+                self.circles.keep(going)
+        return going
 
 
 class _Circles:

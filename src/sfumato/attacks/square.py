@@ -18,7 +18,7 @@ from torch import Tensor
 
 from sfumato.attacks.batching import answer_batch, answers, checked
 from sfumato.attacks.losses import margin, reached
-from sfumato.attacks.norms import check_norm, into, norm_of, per_sample
+from sfumato.attacks.norms import check_norm, norm_of, per_sample, project_onto
 from sfumato.attacks.registry import ATTACKS
 from sfumato.core.errors import InputError
 from sfumato.core.streams import Streams, streams_for
@@ -235,7 +235,7 @@ class _Search:
         count, channels, height, width = self.x.shape
         if self.norm == "Linf":
             change = per_sample(self.radius, self.x) * self.streams.sign((channels, 1, width)).to(self.x.dtype)
-            return into(self.x, self.x + change, self.norm, self.radius)
+            return project_onto(self.x, self.x + change, self.norm, self.radius)
         rows, columns = max(height // 5, 1), max(width // 5, 1)
         down, across = height // rows, width // columns
         signs = self.streams.sign((channels, down, across)).to(self.x.dtype)
@@ -253,7 +253,7 @@ class _Search:
     def _scaled(self, x: Tensor, change: Tensor, radius: Tensor) -> Tensor:
         """``x`` plus the change at length eps, inside the box."""
         if self.norm == "L1":
-            return into(x, x + change, self.norm, radius)
+            return project_onto(x, x + change, self.norm, radius)
         length = norm_of(change, self.norm).clamp_min(torch.finfo(change.dtype).tiny)
         return (x + change * per_sample(radius / length, change)).clamp(0, 1)
 

@@ -15,7 +15,7 @@ from torch import Tensor
 from sfumato.attacks import apgd, fooled, pgd
 from sfumato.attacks.batching import random_start
 from sfumato.attacks.losses import cross_entropy, margin
-from sfumato.attacks.norms import flat, into, per_sample
+from sfumato.attacks.norms import flat, per_sample, project_onto
 from sfumato.classifiers import Classifier
 from sfumato.core.streams import streams_for
 
@@ -92,7 +92,7 @@ def perturbed(image: Tensor, norm: str, eps: float, seed: int, number: int) -> T
         for axis in range(2 if image.ndim > 1 else 1, sign.ndim):
             first = torch.arange(sign.shape[axis], device=x.device) // block * block
             sign[some] = sign[some].index_select(axis, first)
-    return into(x, x + per_sample(eps, x) * sign, norm, radius)
+    return project_onto(x, x + per_sample(eps, x) * sign, norm, radius)
 
 
 class Planted:

@@ -10,7 +10,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from sfumato.attacks.norms import check_norm, into, per_sample, steepest
+from sfumato.attacks.ascent import ascend
+from sfumato.attacks.norms import check_norm, per_sample, project_onto, steepest
 from sfumato.boundary.fields import Field, answers_at
 from sfumato.boundary.planes import SECTION_NORMS
 from sfumato.classifiers import Classifier
@@ -137,8 +138,12 @@ def _points(places: np.ndarray) -> Tensor:
 
 def _worst(classifier: Classifier, data: Toy, norm: str, eps: float, start: Tensor) -> Tensor:
     """The points of the balls to which steepest ascent of the loss leads from ``start`` (N, 2), in balls: (N, 2)."""
-    x = into(data.x, data.x + eps * start, norm, eps)
-    for _ in range(_ASCENT):
-        slope = classifier.gradient(x, lambda logits: F.cross_entropy(logits, data.y, reduction="none"))[1]
-        x = into(data.x, x + per_sample(eps / 2, x) * steepest(slope, norm), norm, eps)
-    return x
+
+    def slope(x: Tensor, _: int) -> Tensor:
+        return classifier.gradient(x, lambda logits: F.cross_entropy(logits, data.y, reduction="none"))[1]
+
+    def step(gradient: Tensor, *_: object) -> Tensor:
+        return per_sample(eps / 2, gradient) * steepest(gradient, norm)
+
+    begin = project_onto(data.x, data.x + eps * start, norm, eps)
+    return ascend(data.x, slope, norm=norm, eps=eps, steps=_ASCENT, step=step, begin=begin)

@@ -12,9 +12,9 @@ from PIL import Image, ImageOps
 from torch import Tensor, nn
 
 from sfumato.attacks import pgd, verified
+from sfumato.attacks.ascent import ascend
 from sfumato.attacks.batching import gradients
 from sfumato.attacks.losses import cross_entropy
-from sfumato.attacks.norms import into, steepest
 from sfumato.audit.figures import NOISE_SCALE, noise
 from sfumato.audit.summary import size
 from sfumato.boundary import boundary
@@ -60,7 +60,7 @@ def attack(subject: Subject) -> Section:
     chosen = next((i for i, count in enumerate(fell) if 2 * count >= len(x)), len(STRENGTHS) - 1)
     eps = STRENGTHS[chosen]
     some = x[:AROUND], y[:AROUND]
-    found = ascend(classifier, *some, eps, sizes.steps)
+    found = ascend_images(classifier, *some, eps, sizes.steps)
     drawn, shown = _triples(classifier, *some, found, eps)
     said = (
         "The same gradient, taken in the image and not in the weights, and climbed and not descended. Each pixel may change by "
@@ -90,18 +90,18 @@ def attack(subject: Subject) -> Section:
     )  # fmt: skip
 
 
-def ascend(classifier: Classifier, x: Tensor, y: Tensor, eps: float, steps: int) -> Tensor:
+def ascend_images(classifier: Classifier, x: Tensor, y: Tensor, eps: float, steps: int) -> Tensor:
     """The lecture's ``x <- x + a grad_x l(f(x), y)`` in the ball of Linf radius eps, (B, C, H, W) of 8-bit values.
 
     Its steps are the gradient's signs (Kurakin et al. 2017, arXiv 1607.02533), and it goes on behind the boundary, up to
     answers that are sure; ``attacks.pgd`` stops at the boundary.
     """
-    found = x
+
+    def slope(found: Tensor, _: int) -> Tensor:
+        return gradients(classifier, found, cross_entropy, (y,))[2]
+
     with classifier.ready():
-        for _ in range(steps):
-            slope = gradients(classifier, found, cross_entropy, (y,))[2]
-            found = into(x, found + STEP * eps * steepest(slope, "Linf"), "Linf", eps)
-    return (found * 255).round() / 255
+        return (ascend(x, slope, norm="Linf", eps=eps, steps=steps, step=STEP) * 255).round() / 255
 
 
 def _triples(classifier: Classifier, x: Tensor, y: Tensor, found: Tensor, eps: float) -> tuple[tuple[Picture, ...], list[dict[str, object]]]:  # fmt: skip

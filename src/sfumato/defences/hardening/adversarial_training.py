@@ -14,10 +14,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from sfumato.attacks.ascent import ascend
 from sfumato.attacks.batching import random_start
 from sfumato.attacks.losses import cross_entropy
-from sfumato.attacks.norms import check_norm, into
-from sfumato.attacks.pgd import steps_of
+from sfumato.attacks.norms import check_norm
 from sfumato.classifiers.run import Moment, Network, Objective, plain
 from sfumato.core.errors import InputError
 from sfumato.core.registry import Registry
@@ -94,15 +94,16 @@ def maximise(
     Returns:
         (B, C, H, W), detached.
     """
+
+    def slope(x_adv: Tensor, _: int) -> Tensor:
+        leaf = x_adv.detach().requires_grad_()
+        return torch.autograd.grad(rise(network(leaf)).sum(), leaf)[0].nan_to_num(0.0, 0.0, 0.0)
+
     radius = torch.full((len(x),), eps, dtype=x.dtype, device=x.device)
-    step = steps_of(norm, REACH / steps if share is None else share, steps)
-    x_adv = random_start(x, norm, radius, Streams(seed, range(len(x)), salt=_SALT, device=x.device))
+    start = random_start(x, norm, radius, Streams(seed, range(len(x)), salt=_SALT, device=x.device))
+    step = REACH / steps if share is None else share
     with network.classifier.ready(), torch.enable_grad():
-        for index in range(steps):
-            leaf = x_adv.detach().requires_grad_()
-            (slope,) = torch.autograd.grad(rise(network(leaf)).sum(), leaf)
-            x_adv = into(x, x_adv + step(slope.nan_to_num(0.0, 0.0, 0.0), x_adv, radius, index), norm, radius)
-    return x_adv.detach()
+        return ascend(x, slope, norm=norm, eps=radius, steps=steps, step=step, begin=start).detach()
 
 
 @METHODS.add("pgd")

@@ -17,11 +17,12 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from sfumato.attacks.ascent import ascend
 from sfumato.attacks.batching import checked, gradients, random_start
 from sfumato.attacks.fmn import fmn
 from sfumato.attacks.losses import cross_entropy
-from sfumato.attacks.norms import dual, flat, into, norm_of
-from sfumato.attacks.pgd import pgd, steps_of
+from sfumato.attacks.norms import dual, flat, norm_of, project_onto
+from sfumato.attacks.pgd import pgd
 from sfumato.attacks.verify import fooled
 from sfumato.classifiers.accuracy import Accuracy
 from sfumato.core.errors import InputError
@@ -133,16 +134,19 @@ def linearity_gaps(
     """
     _, here, slope = gradients(classifier, x, cross_entropy, (y,))
     radius = x.new_full((len(x),), eps)
-    step, highest = steps_of(norm, None, steps), torch.zeros_like(here)
+    highest = torch.zeros_like(here)
+
+    def away(moved: Tensor, _: int) -> Tensor:
+        """The gradient of the departure from linear, the largest of which are kept."""
+        nonlocal highest
+        _, there, rising = gradients(classifier, moved, cross_entropy, (y,))
+        gap = there - here - flat((moved - x) * slope).sum(1).to(here.dtype)
+        highest = torch.maximum(highest, gap.abs())
+        return (rising - slope) * gap.sign().to(x.dtype).view(-1, *[1] * (x.ndim - 1))
+
     start = random_start(x, norm, radius, streams_for(x, seed, None, _SALT))
-    for moved in (start, into(x, 2 * x - start, norm, radius)):
-        for index in range(steps + 1):
-            _, there, rising = gradients(classifier, moved, cross_entropy, (y,))
-            gap = there - here - flat((moved - x) * slope).sum(1).to(here.dtype)
-            highest = torch.maximum(highest, gap.abs())
-            if index < steps:
-                upward = (rising - slope) * gap.sign().to(x.dtype).view(-1, *[1] * (x.ndim - 1))
-                moved = into(x, moved + step(upward, moved, radius, index), norm, radius)
+    for begin in (start, project_onto(x, 2 * x - start, norm, radius)):
+        away(ascend(x, away, norm=norm, eps=radius, steps=steps, begin=begin), steps)
     return highest
 
 

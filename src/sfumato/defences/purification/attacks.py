@@ -15,10 +15,9 @@ import torch
 from torch import Tensor
 
 from sfumato.attacks.apgd import climb
+from sfumato.attacks.ascent import ascend
 from sfumato.attacks.batching import random_start
 from sfumato.attacks.losses import cross_entropy, dlr, margin
-from sfumato.attacks.norms import into
-from sfumato.attacks.pgd import steps_of
 from sfumato.classifiers import Classifier
 from sfumato.core.errors import InputError
 from sfumato.core.streams import mix_seed, streams_for
@@ -172,11 +171,9 @@ def expected_pgd(scene: Scene, purifier: Purifier, through: str, salt: int) -> T
         the attacker's own.
     """
     steps, draws = scene.effort.steps, scene.effort.draws
-    step = steps_of(scene.norm, None, steps)
 
     def run(restart: int) -> Tensor:
-        x_adv = scene.start(100 * salt + restart)
-        for index in range(steps):
+        def slope(x_adv: Tensor, index: int) -> Tensor:
             first = (restart * steps + index) * draws
             noises = [
                 purifier.noise(scene.ids, scene.seed, ATTACK * _PHASE + first + k) for k in range(draws)
@@ -187,10 +184,11 @@ def expected_pgd(scene: Scene, purifier: Purifier, through: str, salt: int) -> T
                 if not logits.requires_grad:
                     raise InputError("no gradient flows through the classifier, so it cannot be attacked exactly: give "
                                      "a model in PyTorch")  # fmt: skip
-                (slope,) = torch.autograd.grad(cross_entropy(logits, scene.y.to(logits.device)).sum(), leaf)
-            slope = slope.nan_to_num(0.0, 0.0, 0.0)
-            x_adv = into(scene.x, x_adv + step(slope, x_adv, scene.radius, index), scene.norm, scene.radius)
-        return x_adv
+                loss = cross_entropy(logits, scene.y.to(logits.device)).sum()
+                return torch.autograd.grad(loss, leaf)[0].nan_to_num(0.0, 0.0, 0.0)
+
+        start = scene.start(100 * salt + restart)
+        return ascend(scene.x, slope, norm=scene.norm, eps=scene.eps, steps=steps, begin=start)
 
     return _best(scene, run)
 

@@ -15,9 +15,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from sfumato.attacks.ascent import ascend
 from sfumato.attacks.batching import answer_batch, batch_for
-from sfumato.attacks.norms import into
-from sfumato.attacks.pgd import steps_of
 from sfumato.core.errors import InputError
 from sfumato.core.streams import Streams
 from sfumato.defences.smoothing.certify import ATTACK, CHECK, Denoise, base, check_pixels, draw_noise, streams, votes
@@ -133,20 +132,21 @@ def _climb(
     which, number = rows.repeat_interleave(draws), torch.arange(draws).repeat(len(rows))
     e = draw_noise(noise, x, which, ATTACK, number).view(len(rows), draws, *x.shape[1:])
     here, labels = x[rows], y[rows]
-    step, size = steps_of("L2", None, steps), torch.full((len(rows),), radius, dtype=x.dtype, device=x.device)
     found, highest = begin[rows].clone(), x.new_full((len(rows),), -torch.inf)
-    x_adv = begin[rows]
-    for index in range(steps + 1):
+
+    def slope(x_adv: Tensor, index: int) -> Tensor:
+        """The gradient, but after the last step; the points of highest loss are kept."""
         with torch.inference_mode(False), torch.enable_grad():
             leaf = x_adv.clone().requires_grad_()
             loss = soft_loss(classifier, leaf, labels, e, sigma=sigma, denoise=denoise)
             if not loss.requires_grad:
                 raise InputError("no gradient flows through the classifier or the denoiser: attack it without one")
-            slope = torch.autograd.grad(loss.sum(), leaf)[0].nan_to_num(0.0, 0.0, 0.0) if index < steps else None
+            gradient = torch.autograd.grad(loss.sum(), leaf)[0].nan_to_num(0.0, 0.0, 0.0) if index < steps else x_adv
         better = loss.detach().to(x.device) > highest
         found[better], highest[better] = x_adv[better], loss.detach().to(highest)[better]
-        if slope is not None:
-            x_adv = into(here, x_adv + step(slope, x_adv, size, index), "L2", size)
+        return gradient
+
+    slope(ascend(here, slope, norm="L2", eps=radius, steps=steps, begin=begin[rows]), steps)
     return found
 
 

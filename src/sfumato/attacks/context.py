@@ -1,0 +1,96 @@
+"""What an attack works on, as one record: the samples, the classifier, the balls and the random numbers."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor
+
+from sfumato.attacks.batching import answers, checked, gradients, random_start
+from sfumato.attacks.losses import reached
+from sfumato.attacks.norms import check_norm, per_sample
+from sfumato.core.streams import Streams, streams_for
+
+if TYPE_CHECKING:
+    from sfumato.classifiers import Classifier
+
+BALLS = ("Linf", "L2", "L1")  # norms of the attacks that follow a gradient in a ball
+
+
+@dataclass(frozen=True)
+class AttackContext:
+    """Samples under attack, one row each.
+
+    Args:
+        classifier: to attack.
+        x: (B, ...) pixels in [0, 1].
+        y: (B,) true labels, or with ``targeted`` the labels wanted.
+        norm: of the balls.
+        eps: (B,) their radii; infinite for an attack of minimal norm.
+        targeted: see ``y``.
+        seed, ids: row i's random numbers depend on seed and ids[i] alone.
+        batch_size: samples in a pass; the classifier's own where None.
+    """
+
+    classifier: Classifier
+    x: Tensor
+    y: Tensor
+    norm: str
+    eps: Tensor
+    targeted: bool
+    seed: int
+    ids: Tensor
+    batch_size: int | None = None
+
+    @classmethod
+    def of(
+        cls,
+        classifier: Classifier,
+        x: Tensor,
+        y: Tensor,
+        *,
+        norm: str,
+        eps: float | Tensor | None = None,
+        targeted: bool = False,
+        seed: int = 0,
+        ids: Tensor | Sequence[int] | None = None,
+        batch_size: int | None = None,
+        attack: str = "",
+    ) -> AttackContext:
+        """From the arguments of an attack; InputError where ``attack`` cannot use them."""
+        check_norm(norm, BALLS, attack)
+        x, y, ids = checked(x, y, ids, eps)
+        radius = per_sample(torch.inf if eps is None else eps, x).reshape(-1)
+        return cls(classifier, x, y, norm, radius, targeted, seed, ids, batch_size)
+
+    def __len__(self) -> int:
+        return len(self.x)
+
+    def __getitem__(self, rows: Tensor | slice) -> AttackContext:
+        """Some of the samples, by their numbers or a mask."""
+        return replace(self, x=self.x[rows], y=self.y[rows], eps=self.eps[rows], ids=self.ids[rows])
+
+    def answers(self, x: Tensor) -> Tensor:
+        """Logits (n, K) of any number of points, without gradients."""
+        return answers(self.classifier, x, self.batch_size)
+
+    def gradients(
+        self, x: Tensor, loss: Callable[..., Tensor], labels: Sequence[Tensor]
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """Logits (B, K), losses (B,) of ``loss(logits, *labels)``, and their gradient (B, ...)."""
+        return gradients(self.classifier, x, loss, labels, self.batch_size)
+
+    def reached(self, logits: Tensor) -> Tensor:
+        """(B,) bool: logits that say what the attack wants."""
+        return reached(logits, self.y, self.targeted)
+
+    def streams(self, salt: int) -> Streams:
+        """The samples' random numbers; ``salt`` keeps several uses apart."""
+        return streams_for(self.x, self.seed, self.ids, salt)
+
+    def random_start(self, salt: int, reach: float = 1.0) -> Tensor:
+        """(B, ...) a random point of each ball (``reach`` times as large) and the box."""
+        return random_start(self.x, self.norm, self.eps * reach, self.streams(salt))
