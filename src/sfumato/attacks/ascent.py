@@ -51,12 +51,12 @@ def ascend(
     rule = step if callable(step) else steepest_steps(norm, step, steps)
     radius = per_sample(eps, x).reshape(-1)
     x_adv = x if begin is None else begin
-    for index in range(steps):
-        if len(x_adv) == 0:
-            break
+    for index in range(steps if len(x) else 0):
         gradient = slope(x_adv, index)
         if stay is not None and not bool((going := stay(x_adv)).all()):
             x, x_adv, gradient, radius = x[going], x_adv[going], gradient[going], radius[going]
+        if len(x_adv) == 0:
+            break
         x_adv = project_onto(x, x_adv + rule(gradient, x_adv, radius, index), norm, radius)
     return x_adv
 

@@ -139,7 +139,7 @@ def linearity_gaps(
     def away(moved: Tensor, _: int) -> Tensor:
         """The gradient of the departure from linear, the largest of which are kept."""
         nonlocal highest
-        _, there, rising = gradients(classifier, moved, cross_entropy, (y,))
+        there, rising = gradients(classifier, moved, cross_entropy, (y,))[1:]
         gap = there - here - flat((moved - x) * slope).sum(1).to(here.dtype)
         highest = torch.maximum(highest, gap.abs())
         return (rising - slope) * gap.sign().to(x.dtype).view(-1, *[1] * (x.ndim - 1))
