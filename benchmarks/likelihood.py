@@ -28,7 +28,7 @@ from sfumato.core.files import finite
 from sfumato.data import ImageSet, load
 from sfumato.defences.diffusion_classifier import ALPHA, DRAWS, classify, diffusion_classifier
 from sfumato.generator import Generator
-from sfumato.likelihood import auroc, integration_figure, png_bits
+from sfumato.likelihood import auroc, integration_figure, png_bits, score
 
 NAME = "likelihood"
 FOREIGN = "digits"
@@ -50,13 +50,13 @@ def timed(work: Callable[[], Any]) -> tuple[Any, float]:
 
 def scored(generator: Generator, x: Tensor, method: str, draws: int) -> dict[str, Any]:
     """Bits per dimension of images."""
-    score, seconds = timed(lambda: generator.score(x, method=method, draws=draws))
-    return {**finite(score.to_json()), "ms_an_image": 1000 * seconds / len(x)}
+    found, seconds = timed(lambda: score(generator, x, method=method, draws=draws))
+    return {**finite(found.to_json()), "ms_an_image": 1000 * seconds / len(x)}
 
 
 def foreign(generator: Generator, x: Tensor, outside: Tensor, draws: int) -> dict[str, Any]:
     """How well the bound tells foreign images: by itself, less PNG's bits, and by the coarsest stage alone."""
-    inside, other = (generator.score(images, draws=draws) for images in (x, outside))
+    inside, other = (score(generator, images, draws=draws) for images in (x, outside))
     coarse = [score.parts["stage 0"] for score in (inside, other)]
     return {
         "inside_bits": inside.mean,

@@ -27,6 +27,7 @@ from sfumato.conditions.image import TransformersClip
 from sfumato.core.errors import InputError
 from sfumato.data import ImageSet
 from sfumato.engine.budget import Budget
+from sfumato.film import film
 from sfumato.recipes import RECIPES
 from sfumato.recipes.dalle2 import DallE2, slerp
 from sfumato.recipes.dalle2_training import SPREAD, Embeddings
@@ -229,7 +230,7 @@ def test_editing_goes_through_the_decoder(model: DallE2):
     red = torch.tensor(COLOURS["red"])[:, None, None].expand(3, SIDE, SIDE) / 255
     mask = torch.zeros(1, SIDE, SIDE)
     mask[:, :, SIDE // 2 :] = 1
-    drawn = editing.edit(model, editing.plan(model.ladder, red, mask=mask), 2, prompt="a blue square")  # type: ignore[arg-type]
+    drawn = editing.edit(model, red, 2, mask=mask, prompt="a blue square")  # type: ignore[arg-type]
     torch.testing.assert_close(drawn[..., : SIDE // 2], red[..., : SIDE // 2].expand(2, -1, -1, -1))
 
 
@@ -304,7 +305,7 @@ def test_requests_that_cannot_be(model: DallE2):
         (lambda: model.sample(2, "red"), "give a --prompt"),
         (lambda: model.sample(2, prompt=" "), "empty"),
         (lambda: model.sample(2, prompt="red", weak=model), "leave it out"),
-        (lambda: model.film(1), "decoder/"),
+        (lambda: film(model, 1), "decoder/"),
         (lambda: model.interpolate(red, red, 1), "2 images or more"),
         (lambda: model.edit(red, "red", strength=2.0), "strength 2.0 is impossible"),
         (lambda: model.edit(red, "red", "red"), "say the same"),

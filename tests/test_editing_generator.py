@@ -14,7 +14,7 @@ from torch import Tensor
 from helpers.generators import random_generator
 from sfumato.conditions import Condition, Kinds
 from sfumato.core.errors import InputError
-from sfumato.editing import IMAGE_TO_IMAGE, INPAINTING, SUPER_RESOLUTION, edited, level_of, plan
+from sfumato.editing import IMAGE_TO_IMAGE, INPAINTING, SUPER_RESOLUTION, edit, edited, level_of, plan
 from sfumato.generator import Generator
 from sfumato.ladder import Ladder, pool
 from sfumato.samplers import SAMPLERS
@@ -47,14 +47,16 @@ HOW: dict[str, Any] = {"steps": 4, "seed": 3}
 
 @pytest.mark.parametrize("told", [{}, {"label": "shirt"}, {"label": "shirt", "guidance": 2.0, "sampler": "ancestral"}])
 def test_full_strength_is_sampling(generator: Generator, picture: Tensor, told: dict[str, Any]):
-    assert torch.equal(generator.edit(picture, 3, strength=1, **told, **HOW), generator.sample(3, **told, **HOW))
-    assert not torch.equal(generator.edit(picture, 3, strength=0.95, **told, **HOW), generator.sample(3, **told, **HOW))
+    assert torch.equal(edit(generator, picture, 3, strength=1, **told, **HOW), generator.sample(3, **told, **HOW))
+    assert not torch.equal(
+        edit(generator, picture, 3, strength=0.95, **told, **HOW), generator.sample(3, **told, **HOW)
+    )
 
 
 def test_no_strength_is_the_image(generator: Generator, picture: Tensor, mask: Tensor):
-    assert torch.equal(generator.edit(picture, 2, "shirt", strength=0, **HOW), picture.expand(2, 1, 8, 16))
-    assert torch.equal(generator.edit(picture, 2, strength=0, mask=mask, **HOW), picture.expand(2, 1, 8, 16))
-    near = generator.edit(picture, 2, strength=1e-4, **HOW)
+    assert torch.equal(edit(generator, picture, 2, "shirt", strength=0, **HOW), picture.expand(2, 1, 8, 16))
+    assert torch.equal(edit(generator, picture, 2, strength=0, mask=mask, **HOW), picture.expand(2, 1, 8, 16))
+    near = edit(generator, picture, 2, strength=1e-4, **HOW)
     torch.testing.assert_close(near, picture.expand(2, 1, 8, 16), atol=0.02, rtol=0)
 
 
@@ -68,28 +70,28 @@ def test_same_seed_same_picture_whatever_the_batch(
     if kind == INPAINTING:
         how["mask"] = mask
     before = torch.get_rng_state()
-    whole = generator.edit(image, 5, **how)
+    whole = edit(generator, image, 5, **how)
     assert torch.equal(torch.get_rng_state(), before)
     assert whole.shape == (5, 1, 8, 16) and whole.dtype == torch.float32
     assert float(whole.min()) >= 0 and float(whole.max()) <= 1
-    assert torch.equal(whole, generator.edit(image, 5, **how))
+    assert torch.equal(whole, edit(generator, image, 5, **how))
     for batch_size in (1, 2):
-        torch.testing.assert_close(whole, generator.edit(image, 5, batch_size=batch_size, **how), atol=1e-4, rtol=0)
+        torch.testing.assert_close(whole, edit(generator, image, 5, batch_size=batch_size, **how), atol=1e-4, rtol=0)
     assert not torch.allclose(whole[0], whole[2], atol=1e-3)  # the same label, another stream
-    assert not torch.allclose(whole, generator.edit(image, 5, **{**how, "seed": 4}), atol=1e-3)
-    assert not torch.allclose(whole, generator.edit(image, 5, **{**how, "label": None, "guidance": 1.0}), atol=1e-3)
+    assert not torch.allclose(whole, edit(generator, image, 5, **{**how, "seed": 4}), atol=1e-3)
+    assert not torch.allclose(whole, edit(generator, image, 5, **{**how, "label": None, "guidance": 1.0}), atol=1e-3)
 
 
 def test_known_pixels_stay_as_they_are(generator: Generator, picture: Tensor, mask: Tensor):
     for strength in (None, 0.3):
-        painted = generator.edit(picture, 3, mask=mask, strength=strength, **HOW)
+        painted = edit(generator, picture, 3, mask=mask, strength=strength, **HOW)
         known = (mask == 0).expand(3, -1, -1, -1)
         assert torch.equal(painted[known], picture.expand(3, -1, -1, -1)[known])
         assert not torch.allclose(painted[~known], picture.expand(3, -1, -1, -1)[~known], atol=0.05)
     # At full strength nothing of what is painted over may show.
     other = torch.where(mask == 0, picture, 1 - picture)
-    assert torch.equal(generator.edit(other, 3, mask=mask, **HOW), generator.edit(picture, 3, mask=mask, **HOW))
-    assert not torch.equal(painted, generator.edit(other, 3, mask=mask, strength=0.3, **HOW))
+    assert torch.equal(edit(generator, other, 3, mask=mask, **HOW), edit(generator, picture, 3, mask=mask, **HOW))
+    assert not torch.equal(painted, edit(generator, other, 3, mask=mask, strength=0.3, **HOW))
 
 
 @pytest.mark.parametrize("channels", [1, 3, 4])
@@ -97,7 +99,7 @@ def test_enlarged_and_pooled_is_the_small_image(channels: int):
     generator = random_generator(size=(16, 8), channels=channels, stages="3")
     for shape in ((4, 2), (8, 4)):
         small = torch.rand(channels, *shape, generator=torch.Generator().manual_seed(2)).mul(1.6).sub(0.3).clamp(0, 1)
-        large = generator.edit(small, 3, **HOW)
+        large = edit(generator, small, 3, **HOW)
         assert large.shape == (3, channels, 16, 8) and float(large.min()) >= 0 and float(large.max()) <= 1
         while large.shape[2:] != shape:
             large = pool(large)
@@ -107,17 +109,17 @@ def test_enlarged_and_pooled_is_the_small_image(channels: int):
 def test_without_a_label_nothing_is_told(picture: Tensor):
     """In sampling the classes take turns; an image that is to be changed is not told to be each of them."""
     generator = random_generator(size=(8, 16))
-    free = generator.edit(picture, 2, strength=0.5, **HOW)
-    torch.testing.assert_close(free, generator.edit(picture, 2, "shirt", strength=0.5, guidance=0.0, **HOW))
+    free = edit(generator, picture, 2, strength=0.5, **HOW)
+    torch.testing.assert_close(free, edit(generator, picture, 2, "shirt", strength=0.5, guidance=0.0, **HOW))
     bound = random_generator(size=(8, 16), drop="0")
-    assert bound.edit(picture, 1, "shirt", strength=0.5, **HOW).shape == (1, 1, 8, 16)
+    assert edit(bound, picture, 1, "shirt", strength=0.5, **HOW).shape == (1, 1, 8, 16)
     with pytest.raises(InputError, match="cannot do without a label"):
-        bound.edit(picture, 1, strength=0.5, **HOW)
+        edit(bound, picture, 1, strength=0.5, **HOW)
 
 
 def test_a_model_of_texts_and_one_without_anything(picture: Tensor):
     plain = random_generator(size=(8, 16), classes=())
-    assert plain.edit(picture, 2, strength=0.5, **HOW).shape == (2, 1, 8, 16)
+    assert edit(plain, picture, 2, strength=0.5, **HOW).shape == (2, 1, 8, 16)
     torch.manual_seed(0)
     config = plain.config
     texts = Generator(config.denoiser(config.ladder((8, 16), 1), Kinds(vector=6, tokens=6)), (), config)
@@ -125,25 +127,25 @@ def test_a_model_of_texts_and_one_without_anything(picture: Tensor):
         for parameter in texts.denoiser.parameters():
             parameter.add_(0.15 * torch.randn_like(parameter))
     told = Condition(vector=torch.randn(3, 6), tokens=torch.randn(3, 4, 6), mask=torch.ones(3, 4, dtype=torch.bool))
-    whole = texts.edit(picture, 3, condition=told, strength=0.5, **HOW)
-    parts = texts.edit(picture, 3, condition=told, strength=0.5, batch_size=2, **HOW)
+    whole = edit(texts, picture, 3, condition=told, strength=0.5, **HOW)
+    parts = edit(texts, picture, 3, condition=told, strength=0.5, batch_size=2, **HOW)
     torch.testing.assert_close(whole, parts, atol=1e-4, rtol=0)
-    assert not torch.allclose(whole, texts.edit(picture, 3, strength=0.5, **HOW), atol=1e-3)
+    assert not torch.allclose(whole, edit(texts, picture, 3, strength=0.5, **HOW), atol=1e-3)
     assert torch.equal(
-        texts.edit(picture, 3, condition=told, strength=1, **HOW), texts.sample(3, condition=told, **HOW)
+        edit(texts, picture, 3, condition=told, strength=1, **HOW), texts.sample(3, condition=told, **HOW)
     )
 
 
 def test_a_network_for_each_rung_begins_at_one(picture: Tensor, mask: Tensor):
     rung = random_generator(size=(8, 16), sharing="rung", rungs="2,3", target="z_next")
     for strength in (0.05, 0.4, 0.5, 0.55, 0.9):
-        assert rung.edit(picture, 1, strength=strength).shape == (1, 1, 8, 16)
+        assert edit(rung, picture, 1, strength=strength).shape == (1, 1, 8, 16)
         asked, planned = level_of(rung.ladder, strength), plan(rung.ladder, picture, strength)
         begun = next(rung.trace(1, "shirt", through=lambda method, p=planned: edited(method, p, on_rungs=True)))
         apart = [abs(s / (1 + s) - asked.sigma / (1 + asked.sigma)) for s in rung.denoiser.rungs[asked.stage][:-1]]
         assert begun.stage == asked.stage and begun.sigma == rung.denoiser.rungs[asked.stage][int(np.argmin(apart))]
-    assert rung.edit(picture, 1, mask=mask, sampler="ancestral").shape == (1, 1, 8, 16)
-    assert rung.edit(pool(picture[None])[0], 1).shape == (1, 1, 8, 16)
+    assert edit(rung, picture, 1, mask=mask, sampler="ancestral").shape == (1, 1, 8, 16)
+    assert edit(rung, pool(picture[None])[0], 1).shape == (1, 1, 8, 16)
 
 
 # -- what is given ---------------------------------------------------------------------------------------------------------------
@@ -228,7 +230,7 @@ def test_impossible_images(inside: Path, image: Any, how: dict[str, Any], words:
     if image == "huge.png":
         Image.new("1", (9000, 8000)).save("huge.png")
     with pytest.raises(InputError, match=words):
-        random_generator().edit(image, 1, **how)
+        edit(random_generator(), image, 1, **how)
 
 
 @pytest.mark.parametrize(
@@ -245,7 +247,7 @@ def test_impossible_images(inside: Path, image: Any, how: dict[str, Any], words:
 )
 def test_impossible_edits(generator: Generator, picture: Tensor, how: dict[str, Any], words: str):
     with pytest.raises(InputError, match=words):
-        generator.edit(picture, **{"n": 1, **how})
+        edit(generator, picture, **{"n": 1, **how})
 
 
 def test_a_sampler_that_does_not_climb_is_refused(generator: Generator, picture: Tensor):

@@ -20,6 +20,7 @@ from helpers.oracles import TINY, pictures
 from sfumato import recipes, training_steps
 from sfumato.core.errors import InputError
 from sfumato.data import ImageSet
+from sfumato.film import film
 from sfumato.generator import Generator
 from sfumato.guidance import Guidance
 from sfumato.recipes import RECIPES, cascade_training, imagen
@@ -392,7 +393,7 @@ def test_models_that_do_not_fit_each_other(lively: Cascade):
 
 def test_no_film(lively: Cascade):
     with pytest.raises(InputError, match="film one of its models, such as its base/"):
-        lively.film(1)
+        film(lively, 1)
 
 
 def test_no_cascade_there(digits_run: Path, tmp_path: Path):

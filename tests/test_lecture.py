@@ -27,6 +27,7 @@ from sfumato.core.errors import InputError
 from sfumato.defences import certified, certify
 from sfumato.lecture import Section, Sizes, Subject, robustness
 from sfumato.lecture.section import Part
+from sfumato.likelihood import score
 
 SMALL = Sizes(
     each=2, prompted=1, guided=2, scored=12, draws=4, integrated=8, attacked=40, steps=5, resolution=9, copies=3,
@@ -232,10 +233,10 @@ def test_conditioning_counts_what_the_classifier_sees(subject: Subject, sections
 def test_likelihoods_are_the_generators(subject: Subject, sections: list[Section]) -> None:
     section = called(sections, TITLES[3])
     x, _ = subject.some(SMALL.scored)
-    score = subject.generator.score(x, draws=SMALL.draws, seed=0)
+    likelihood = score(subject.generator, x, draws=SMALL.draws, seed=0)
     numbers = section.numbers
-    assert numbers["inside"]["bits_per_dim"] == pytest.approx(score.mean, rel=1e-6)
-    assert (numbers["low"], numbers["high"]) == pytest.approx((float(score.bits.min()), float(score.bits.max())), rel=1e-6)  # fmt: skip
+    assert numbers["inside"]["bits_per_dim"] == pytest.approx(likelihood.mean, rel=1e-6)
+    assert (numbers["low"], numbers["high"]) == pytest.approx((float(likelihood.bits.min()), float(likelihood.bits.max())), rel=1e-6)  # fmt: skip
     assert "upside down" in numbers["foreign"]  # digits are not foreign to digits
     assert all(math.isfinite(bits) for bits in numbers["integration"]["bound"]["bits"])
 

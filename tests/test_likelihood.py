@@ -233,19 +233,19 @@ def generator(tmp_path_factory: pytest.TempPathFactory) -> Generator:
 @pytest.mark.parametrize("method", ["bound", "ode", "integral"])
 def test_scores_do_not_depend_on_the_batch(generator: Generator, method: str) -> None:
     x = pictures(6, seed=1).pixels(slice(0, 6))
-    one = generator.score(x, method=method, draws=8, batch_size=6)
-    other = generator.score(x, method=method, draws=8, batch_size=4)
+    one = score(generator, x, method=method, draws=8, batch_size=6)
+    other = score(generator, x, method=method, draws=8, batch_size=4)
     assert one.bits.shape == one.error.shape == (6,) and bool(one.bits.isfinite().all())
     torch.testing.assert_close(one.bits, other.bits, rtol=1e-4, atol=1e-4)
     assert one.evaluations == {"bound": 8, "ode": 32}.get(method, one.evaluations)
-    assert not torch.equal(one.bits, generator.score(x, method=method, draws=8, seed=3).bits)
+    assert not torch.equal(one.bits, score(generator, x, method=method, draws=8, seed=3).bits)
     if one.parts:
         torch.testing.assert_close(sum(one.parts.values()), one.bits)
 
 
 def test_a_model_finds_its_own_images_likelier_than_noise(generator: Generator) -> None:
-    inside = generator.score(pictures(8, seed=1).pixels(slice(0, 8)))
-    outside = generator.score(torch.rand(8, 1, 8, 8, generator=torch.Generator().manual_seed(0)))
+    inside = score(generator, pictures(8, seed=1).pixels(slice(0, 8)))
+    outside = score(generator, torch.rand(8, 1, 8, 8, generator=torch.Generator().manual_seed(0)))
     assert inside.mean < outside.mean
     assert auroc(inside.bits, outside.bits).value == 1
     assert outside.mean > 7.5
@@ -254,9 +254,9 @@ def test_a_model_finds_its_own_images_likelier_than_noise(generator: Generator) 
 
 def test_a_label_is_heard(generator: Generator) -> None:
     x = pictures(3, seed=1).pixels(slice(0, 3))
-    told = generator.score(x, ["red", "green", "blue"])
-    assert not torch.equal(told.bits, generator.score(x).bits)
-    same = generator.score(x, condition=Condition(label=torch.arange(3)))
+    told = score(generator, x, ["red", "green", "blue"])
+    assert not torch.equal(told.bits, score(generator, x).bits)
+    same = score(generator, x, condition=Condition(label=torch.arange(3)))
     assert torch.equal(told.bits, same.bits)
 
 
@@ -286,13 +286,13 @@ def test_the_figure_holds_the_three_estimates(generator: Generator, tmp_path: Pa
 )
 def test_bad_input(generator: Generator, shape: tuple[int, ...], how: dict, says: str) -> None:
     with pytest.raises(InputError, match=says):
-        generator.score(torch.zeros(shape), **how)
+        score(generator, torch.zeros(shape), **how)
 
 
 def test_pixels_outside_their_range_are_refused(generator: Generator) -> None:
     for value in (1.5, -0.1, math.nan):
         with pytest.raises(InputError, match="from 0 to 1"):
-            generator.score(torch.full((1, 1, 8, 8), value))
+            score(generator, torch.full((1, 1, 8, 8), value))
 
 
 def test_models_that_cannot_be_scored(tmp_path: Path) -> None:
@@ -300,10 +300,10 @@ def test_models_that_cannot_be_scored(tmp_path: Path) -> None:
     train(pictures(12), tmp_path / "told", steps=1, settings={**TINY, "drop": "0"})
     x = torch.zeros(3, 1, 8, 8)
     with pytest.raises(InputError, match="needs all noise levels"):
-        Generator.from_pretrained(tmp_path / "rung").score(x)
+        score(Generator.from_pretrained(tmp_path / "rung"), x)
     told = Generator.from_pretrained(tmp_path / "told")
     with pytest.raises(InputError, match="drop=0"):
-        told.score(x)
+        score(told, x)
     assert score(told, x, ["red", "green", "blue"], draws=4).bits.shape == (3,)
 
 

@@ -12,13 +12,15 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from sfumato import attacks, classifiers
+    from sfumato import attacks, classifiers, film
     from sfumato.classifiers import Classifier
     from sfumato.core.errors import InputError
     from sfumato.data import load
+    from sfumato.editing import edit
     from sfumato.generator import Generator
     from sfumato.guidance import Guidance
     from sfumato.ladder import Ladder
+    from sfumato.likelihood import score
     from sfumato.metrics import evaluate
     from sfumato.training import train, training_steps
 
@@ -31,21 +33,26 @@ __all__ = [
     "Ladder",
     "attacks",
     "classifiers",
+    "edit",
     "evaluate",
+    "film",
     "load",
+    "score",
     "train",
     "training_steps",
 ]
 
-_MODULES = ("attacks", "classifiers")
+_MODULES = ("attacks", "classifiers", "film")
 _HOMES = {
     "Classifier": "classifiers",
     "Generator": "generator",
     "Guidance": "guidance",
     "InputError": "core.errors",
     "Ladder": "ladder",
+    "edit": "editing",
     "evaluate": "metrics",
     "load": "data",
+    "score": "likelihood",
     "train": "training",
     "training_steps": "training",
 }

@@ -13,23 +13,21 @@ import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from PIL import Image
 from torch import Tensor
 
 from sfumato.conditions import Condition
+from sfumato.conditions.requests import Labels, Prompts
 from sfumato.core.errors import InputError
 from sfumato.core.pictures import to_bytes
 from sfumato.data.decode import Unreadable, open_image
 from sfumato.data.fit import as_image, fit_image
+from sfumato.generator import Generator, check_counts
 from sfumato.ladder import Ladder, Level, flow_time, from_flow_time, pool, repeat
 from sfumato.samplers import Denoise, Noise, ResumedNoise, Rung, Sampler
-
-if TYPE_CHECKING:
-    from sfumato.conditions.requests import Labels, Prompts
-    from sfumato.generator import Generator
 
 Picture = str | Path | Image.Image | Tensor  # a file; an open image; (C, H, W) or (1, C, H, W) in [0, 1]
 
@@ -261,19 +259,44 @@ def _begin(
 
 def edit(
     generator: Generator,
-    planned: Edit,
+    image: Picture | Edit,
     n: int = 16,
     label: Labels = None,
     *,
     prompt: Prompts = None,
     condition: Condition | None = None,
+    strength: float | None = None,
+    mask: Picture | None = None,
     resample: int | None = None,
     sampler: str | None = None,
     **how: Any,
 ) -> Tensor:
-    """Carry out an edit n times; arguments, result and errors as of ``Generator.edit``."""
-    if n < 1:
-        raise InputError(f"n={n}: make 1 image or more")
+    """Sample n images from one: image to image, inpainting where there is a mask, super-resolution of a small image.
+
+    >>> sfumato.edit(generator, "bag.png", 8, "bag", strength=0.4)          # doctest: +SKIP
+
+    Args:
+        generator: the model.
+        image: a file, an open image, or a tensor (C, H, W) in [0, 1]; brought to the model's size and channels.
+            Without strength and mask one that is nearer in area to a coarser stage than to the finest is enlarged,
+            and the result, pooled, is that image. Or an Edit, which has its strength and mask, as ``plan`` made it.
+        n: how many.
+        label, prompt, condition: as in ``Generator.sample``, but None is unconditional: the classes do not take turns.
+        strength: of SDEdit: 0 gives the image itself, 1 forgets it (without a mask: ``Generator.sample`` with the same
+            seed). None is ``STRENGTH``, with a mask 1.
+        mask: of the size of the image; what is white is inpainted, what is black keeps its pixels exactly.
+        resample: how often the lower half of each stage is inpainted again to fit in better; None is ``RESAMPLE``.
+        how: ``steps``, ``guidance``, ``weak``, ``seed``, ``batch_size``, ``progress`` as in ``Generator.sample``;
+            ``sampler`` too, but "mean".
+
+    Returns:
+        (n, C, H, W) float32 in [0, 1], on the CPU.
+
+    Raises:
+        InputError: as ``Generator.sample``; an image or a mask that cannot be used, an impossible strength.
+    """
+    planned = image if isinstance(image, Edit) else plan(generator.ladder, image, strength, mask)
+    check_counts(n)
     sampler = sampler or generator.default_sampler
     if sampler == "mean":
         raise InputError(
@@ -289,9 +312,9 @@ def edit(
         return generator.sample(n, label, prompt=prompt, condition=condition, sampler=sampler, **how)
     if condition is None:
         nothing = label is None and prompt is None
-        if nothing and generator.classes and not generator.config.drop:
-            raise InputError("this model was trained with drop=0, so it cannot do without a label: give one")
-        # Without a word about it the classes do not take turns, as they do in sampling: the image says what it is.
+        if nothing:
+            generator.need_unconditional()
+        # Without a label the classes do not take turns, as they do in sampling: the image says what it is.
         condition = Condition() if nothing else generator.condition(n, label, prompt)
     if planned.strength == 0:
         return planned.image.repeat(n, 1, 1, 1)

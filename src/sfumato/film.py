@@ -2,20 +2,19 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from collections.abc import Iterator
+from typing import TYPE_CHECKING, Any, Protocol
 
 import torch
 from torch import Tensor
 
+from sfumato.conditions.requests import Labels
 from sfumato.core.pictures import grid
-from sfumato.ladder import Level
+from sfumato.ladder import Ladder, Level
 from sfumato.samplers import Rung
 
 if TYPE_CHECKING:
     from PIL import Image
-
-    from sfumato.conditions.requests import Labels
-    from sfumato.generator import Generator
 
 FRAMES = 4  # of each stage
 TILE = 112  # px, the finest stage; coarser ones are drawn as much smaller as they are
@@ -23,9 +22,15 @@ GAP = 10
 CAPTION = 34
 
 
-def film(
-    generator: Generator, n: int = 1, label: Labels = None, image: Tensor | None = None, **how: Any
-) -> Image.Image:
+class Chain(Protocol):
+    """What has a film: a model that is one chain from noise to image, as a Generator is."""
+
+    @property
+    def ladder(self) -> Ladder: ...
+    def trace(self, n: int, label: Labels, **how: Any) -> Iterator[Rung]: ...
+
+
+def film(generator: Chain, n: int = 1, label: Labels = None, image: Tensor | None = None, **how: Any) -> Image.Image:
     """Both directions of the chain, two rows an image: ``z_0`` decoded up to an image, and the image noised down.
 
     Args:
@@ -37,7 +42,7 @@ def film(
     rungs = list(generator.trace(n, label, **how))
     up = [rung for stage in range(generator.ladder.stages) for rung in _spread([r for r in rungs if r.stage == stage])]
     clean = up[-1].x_hat.cpu() if image is None else 2 * image - 1
-    down = _decay(generator, clean, [Level(rung.stage, rung.sigma) for rung in up], how.get("seed", 0))
+    down = _decay(generator.ladder, clean, [Level(rung.stage, rung.sigma) for rung in up], how.get("seed", 0))
     rows = []
     for i in range(n):
         rows.append(("up, left to right: denoise and enlarge", [_tile(r.z[i], r.sigma) for r in up]))
@@ -53,12 +58,12 @@ def _spread(rungs: list[Rung]) -> list[Rung]:
     return [rungs[round(i * (len(rungs) - 1) / (count - 1))] for i in range(count)]
 
 
-def _decay(generator: Generator, clean: Tensor, levels: list[Level], seed: int) -> list[Tensor]:
+def _decay(ladder: Ladder, clean: Tensor, levels: list[Level], seed: int) -> list[Tensor]:
     """The states at ``levels`` (coarse first) of one walk down the Markov chain from ``clean``."""
     source = torch.Generator().manual_seed(seed)
     here, z, states = levels[-1], clean, [clean]
     for there in reversed(levels[:-1]):
-        z, here = generator.ladder.down(z, here, there, source), there
+        z, here = ladder.down(z, here, there, source), there
         states.append(z)
     return states[::-1]
 

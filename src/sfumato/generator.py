@@ -4,34 +4,49 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import asdict, replace
-from functools import cached_property
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import torch
-from PIL import Image
 from torch import Tensor
 
 from sfumato.conditions import Condition, Kinds
 from sfumato.conditions.requests import Labels, Prompts, label_numbers, requested
-from sfumato.conditions.text import TextEncoder, find_encoder
+from sfumato.conditions.text import TextEncoder, trained_encoder
 from sfumato.config import Config
 from sfumato.core import checkpoint
 from sfumato.core.devices import autocast_type, find_device
 from sfumato.core.errors import InputError
 from sfumato.denoisers import Denoiser
-from sfumato.editing import Picture, edit, plan
-from sfumato.film import film
 from sfumato.guidance import Guidance, guided
 from sfumato.ladder import Ladder
-from sfumato.likelihood import Score, score
 from sfumato.samplers import SAMPLERS, Denoise, Noise, Rung, Sampler, share_steps
 
 FORMAT = 1
 # Of the default sampler where none are asked for: more did not bring the distance down, see benchmarks/RESULTS.md.
 LEAST_STEPS, COARSE_STEPS, FINEST_STEPS = 10, 4, 6
 TEXT_GUIDANCE = Guidance(3.0)
+
+
+@dataclass(frozen=True)
+class Sampling:
+    """How images are sampled, whatever they show: the options of ``Generator.sample`` and of all that samples.
+
+    Args:
+        steps: how many in all, shared over the stages by ``samplers.share_steps``, or a number for each stage.
+        sampler: a name in ``samplers.SAMPLERS``; None is the model's ``default_sampler``.
+        guidance: the scale g of ``u + g (c - u)``, or a Guidance with interval, rescale and threshold; 1 is off. None
+            is the model's ``default_guidance`` where there is a condition.
+        weak: a weaker generator of the same kind, for autoguidance; it takes the place of u.
+        seed: of the request; image i has its own stream of noise, so it is the same in any batch.
+    """
+
+    steps: int | Sequence[int] | None = None
+    sampler: str | None = None
+    guidance: float | Guidance | None = None
+    weak: Generator | None = None
+    seed: int = 0
 
 
 class Generator:
@@ -65,7 +80,7 @@ class Generator:
     def default_guidance(self) -> Guidance:
         """That of the model's settings; else off for labels and, for texts, which an unguided model follows loosely,
         ``TEXT_GUIDANCE``."""
-        if not self.kinds.droppable or not self.config.drop:
+        if not self.unconditional:
             return Guidance(threshold=self.config.threshold)
         if self.config.guidance:
             return Guidance(self.config.guidance, threshold=self.config.threshold)
@@ -141,6 +156,26 @@ class Generator:
             }
         checkpoint.write(Path(path), tensors, self.description())
 
+    # -- what the model can do --------------------------------------------------------------------------------------
+
+    @property
+    def unconditional(self) -> bool:
+        """Whether some conditions were dropped in training, so that there is a c to leave out, and to guide away from."""
+        return self.kinds.droppable and self.config.drop > 0
+
+    def need_unconditional(self, work: str = "") -> None:
+        """InputError for a model that predicts nothing without a condition.
+
+        Args:
+            work: what has no condition to give, such as "purification"; "" where the caller could give one.
+        """
+        if self.kinds.image:
+            advice = f", and {work} has none to give: give another model" if work else ": give it one (condition=)"
+            raise InputError(f"this model enlarges an image{advice}")
+        if self.kinds.droppable and not self.config.drop:
+            advice = f", and {work} must not know it: give a model trained with drop=0.1" if work else ": give one"
+            raise InputError(f"this model was trained with drop=0, so it cannot do without a label{advice}")
+
     # -- sampling ---------------------------------------------------------------------------------------------------
 
     def sample(
@@ -154,28 +189,30 @@ class Generator:
         progress: Callable[[int, int], None] | None = None,
         **how: Any,
     ) -> Tensor:
-        """Draw n images.
+        """Sample n images.
 
         Args:
             n: how many.
             label: a class by name or number, or one for each image; None gives every class in turn.
-            prompt: a text, or one for each image, for a model that was trained with captions; None gives images of
-                anything.
-            condition: what the images are told, where it is neither: an embedding, an image to enlarge.
+            prompt: a text, or one for each image, for a model that was trained with captions; None samples
+                unconditionally.
+            condition: the condition itself, where it is neither: an embedding, an image to enlarge.
             batch_size: images at a time; the pictures do not depend on it.
-            progress: told (images drawn, n) after each batch.
-            how: ``steps``, ``sampler``, ``guidance``, ``weak``, ``seed`` as in ``trace``.
+            progress: called with (images sampled, n) after each batch.
+            how: ``steps``, ``sampler``, ``guidance``, ``weak``, ``seed``, see ``Sampling``; ``through`` as in ``trace``.
 
         Returns:
             (n, C, H, W) float32 in [0, 1], on the CPU.
+
+        Raises:
+            InputError: an unknown label or sampler, impossible steps, guidance without labels.
         """
-        if n < 1 or batch_size < 1:
-            raise InputError(f"n={n} and batch_size={batch_size}: both must be 1 or more")
-        told = self.condition(n, label, prompt) if condition is None else condition
+        check_counts(n, batch_size)
+        condition = self.condition(n, label, prompt) if condition is None else condition
         pictures = []
         for first in range(0, n, batch_size):
             chosen = range(first, min(first + batch_size, n))
-            for rung in self.trace(len(chosen), condition=told[slice(first, chosen.stop)], first=first, **how):
+            for rung in self.trace(len(chosen), condition=condition[slice(first, chosen.stop)], first=first, **how):
                 last = rung.x_hat
             pictures.append(to_pixels(last).cpu())
             if progress is not None:
@@ -189,144 +226,67 @@ class Generator:
         *,
         prompt: Prompts = None,
         condition: Condition | None = None,
-        steps: int | Sequence[int] | None = None,
-        sampler: str | None = None,
-        guidance: float | Guidance | None = None,
-        weak: Generator | None = None,
-        seed: int = 0,
         first: int = 0,
         through: Callable[[Sampler], Sampler] | None = None,
+        **how: Any,
     ) -> Iterator[Rung]:
         """The same, rung by rung: every state z and every predicted clean image on the way up, in [-1, 1] space.
 
         Args:
-            steps: how many in all, shared over the stages by ``samplers.share_steps``, or a number for each stage.
-            sampler: a name in ``samplers.SAMPLERS``.
-            guidance: g of ``u + g (c - u)``, or a Guidance with interval, rescale and threshold; 1 is off. None is the
-                model's ``default_guidance`` where the images are told anything.
-            weak: a weaker generator of the same kind, for autoguidance; it takes the place of u.
-            seed: of the request; image i has its own stream of noise, so it is the same in any batch.
+            label, prompt, condition: as in ``sample``.
             first: number of the first image.
             through: what makes another sampler of the one asked for, such as an edit.
+            how: ``steps``, ``sampler``, ``guidance``, ``weak``, ``seed``, see ``Sampling``.
 
         Raises:
-            InputError: an unknown label or sampler, impossible steps, guidance without labels.
+            InputError: as ``sample``.
         """
-        if n < 1:
-            raise InputError(f"n={n}: draw 1 image or more")
-        sampler = sampler or self.default_sampler
-        method = SAMPLERS.find(sampler) if through is None else through(SAMPLERS.find(sampler))
-        if sampler == "heun" and self.config.rungs:
-            raise InputError("sampler 'heun' looks between the rungs, where a model with sharing=rung has no network: "
-                             "choose euler, ancestral or mean")  # fmt: skip
-        shared = self._steps(steps)
-        told = self.condition(n, label, prompt, first) if condition is None else condition
-        if guidance is None:
-            something = any(part is not None for part in (told.label, told.vector, told.tokens))
-            guidance = self.default_guidance if something and weak is None else Guidance()
-        if isinstance(guidance, int | float):
-            guidance = replace(self.default_guidance, scale=float(guidance))
-        if guidance.scale == 1 and (weak is not None or guidance.rescale or guidance.interval != Guidance().interval):
+        check_counts(n)
+        asked = Sampling(**how)
+        name = asked.sampler or self.default_sampler
+        sampler = SAMPLERS.find(name) if through is None else through(SAMPLERS.find(name))
+        if name == "heun" and self.config.rungs:
             raise InputError(
-                "a weak model, an interval and rescale act only with guidance other than 1: give guidance=2, say"
+                "sampler 'heun' looks between the rungs, where a model with sharing=rung has no network: "
+                "choose euler, ancestral or mean"
             )
-        denoise = self._bound(told)
-        other = None
-        if guidance.scale != 1:
-            if weak is not None:
-                if weak.device != self.device:
-                    raise InputError(
-                        f"the weak model is on {weak.device}, the model on {self.device}: load both on one"
-                    )
-                if (weak.ladder, weak.classes, weak.kinds) != (self.ladder, self.classes, self.kinds):
-                    raise InputError(
-                        "the weak model must have the same images, ladder and labels as the model it guides"
-                    )
-                other = weak._bound(told)
-            elif self.kinds.droppable and self.config.drop > 0:
-                other = self._bound(told.without())
-            else:
-                lacks = "dropping some of them (drop=0)" if self.kinds.droppable else "labels or texts"
-                raise InputError(
-                    f"guidance needs labels or texts, and this model was trained without {lacks}: "
-                    "leave it out, or give a weak model"
-                )
-        noise = Noise(seed, range(first, first + n), self.device)
-        return _without_gradients(method(guided(denoise, other, guidance), self.ladder, noise, shared))
-
-    def edit(
-        self,
-        image: Picture,
-        n: int = 16,
-        label: Labels = None,
-        *,
-        prompt: Prompts = None,
-        condition: Condition | None = None,
-        strength: float | None = None,
-        mask: Picture | None = None,
-        resample: int | None = None,
-        **how: Any,
-    ) -> Tensor:
-        """Draw n images from one: image to image, inpainting where there is a mask, super-resolution of a small image.
-
-        >>> generator.edit("bag.png", 8, "bag", strength=0.4)          # doctest: +SKIP
-
-        Args:
-            image: a file, an open image, or a tensor (C, H, W) in [0, 1]; brought to the model's size and channels.
-                Without strength and mask one that is nearer in area to a coarser stage than to the finest is enlarged,
-                and the result, pooled, is that image.
-            n: how many.
-            label, prompt, condition: as in ``sample``; None tells nothing, where ``sample`` has the classes take turns.
-            strength: 0 gives the image itself, 1 forgets it (without a mask: ``sample`` with the same seed). None is
-                ``editing.STRENGTH``, with a mask 1.
-            mask: of the size of the image; what is white is painted anew, what is black keeps its pixels exactly.
-            resample: how often the lower half of each stage is painted again to fit in better; None is
-                ``editing.RESAMPLE``.
-            how: ``steps``, ``sampler``, ``guidance``, ``weak``, ``seed``, ``batch_size``, ``progress`` as in ``sample``.
-
-        Returns:
-            (n, C, H, W) float32 in [0, 1], on the CPU.
-
-        Raises:
-            InputError: as ``sample``; an image or a mask that cannot be used, an impossible strength, sampler "mean".
-        """
-        planned = plan(self.ladder, image, strength, mask)
-        return edit(self, planned, n, label, prompt=prompt, condition=condition, resample=resample, **how)
-
-    def film(self, n: int = 1, label: Labels = None, image: Tensor | None = None, **how: Any) -> Image.Image:
-        """Both directions of the chain as one picture; see ``film.film``."""
-        return film(self, n, label, image, **how)
+        steps = self.steps_by_stage(asked.steps)
+        condition = self.condition(n, label, prompt, first) if condition is None else condition
+        denoise = self._guided(condition, asked)
+        noise = Noise(asked.seed, range(first, first + n), self.device)
+        return _without_gradients(sampler(denoise, self.ladder, noise, steps))
 
     def condition(self, n: int, label: Labels = None, prompt: Prompts = None, first: int = 0) -> Condition:
-        """What n images are told, from ``first`` on: labels or prompts; InputError for one that the model does not know."""
-        return requested(self.kinds, self.classes, lambda: self.encoder, n, label, prompt, first)
+        """The condition of n images, from number ``first`` on; InputError for a label or prompt that the model does not
+        know."""
+        return requested(self, n, label, prompt, first)
 
-    @cached_property
+    @property
     def encoder(self) -> TextEncoder:
         """The frozen language model that read this model's captions; loaded when it is first asked for."""
-        encoder = find_encoder(self.config.text)
-        if encoder.width != self.kinds.tokens:
-            raise InputError(
-                f"text={self.config.text!r} has states of width {encoder.width}, but this model was trained with "
-                f"{self.kinds.tokens}: install the language model that it was trained with"
-            )
-        return encoder
+        return trained_encoder(self.config.text, self.kinds.tokens)
 
     def labels(self, n: int, label: Labels = None) -> Tensor:
         """The (n,) int64 label numbers of a request; InputError for an unknown one, with the nearest name."""
-        return label_numbers(self.kinds, self.classes, n, label)
+        return label_numbers(self, n, label)
 
-    def _steps(self, steps: int | Sequence[int] | None) -> tuple[int, ...]:
+    def steps_by_stage(self, steps: int | Sequence[int] | None = None) -> tuple[int, ...]:
+        """The steps of each stage, coarse first, for a request as in ``Sampling``."""
         if self.config.rungs:
             if steps is not None and (isinstance(steps, int) or tuple(steps) != self.config.rungs):
                 raise InputError(f"this model was trained on rungs {self.config.rungs} alone: leave the steps out")
             return self.config.rungs
         if steps is None:
-            return share_steps(self.ladder, max(LEAST_STEPS, COARSE_STEPS * (self.ladder.stages - 1) + FINEST_STEPS))
+            steps = max(LEAST_STEPS, COARSE_STEPS * (self.ladder.stages - 1) + FINEST_STEPS)
         return share_steps(self.ladder, steps) if isinstance(steps, int) else tuple(steps)
 
-    def _bound(self, condition: Condition) -> Denoise:
-        """The denoiser for images that are told this, as samplers call it."""
+    def autocast(self) -> AbstractContextManager[Any]:
+        """bf16 where the device is faster with it and the configuration allows it."""
+        kind = autocast_type(self.device, self.config.precision)
+        return nullcontext() if kind is None else torch.autocast(self.device.type, kind)
+
+    def _conditioned(self, condition: Condition) -> Denoise:
+        """The denoiser with its condition given, as samplers call it."""
         c = condition.to(self.device)
 
         def denoise(z: Tensor, sigma: float, stage: int) -> Tensor:
@@ -335,25 +295,34 @@ class Generator:
 
         return denoise
 
-    def autocast(self) -> AbstractContextManager[Any]:
-        """bf16 where the device is faster with it and the configuration allows it."""
-        kind = autocast_type(self.device, self.config.precision)
-        return nullcontext() if kind is None else torch.autocast(self.device.type, kind)
-
-    def score(
-        self,
-        x: Tensor,
-        label: Labels = None,
-        *,
-        prompt: Prompts = None,
-        condition: Condition | None = None,
-        **how: Any,
-    ) -> Score:
-        """How likely images (N, C, H, W) in [0, 1] are, in bits per dimension; see ``likelihood.score``.
-
-        ``how``: ``method``, ``draws``, ``seed``, ``batch_size``, ``progress``.
-        """
-        return score(self, x, label, prompt=prompt, condition=condition, **how)
+    def _guided(self, condition: Condition, asked: Sampling) -> Denoise:
+        """The same with the guidance that was asked for, or else the model's own."""
+        guidance, weak = asked.guidance, asked.weak
+        if guidance is None:
+            something = any(part is not None for part in (condition.label, condition.vector, condition.tokens))
+            guidance = self.default_guidance if something and weak is None else Guidance()
+        if isinstance(guidance, int | float):
+            guidance = replace(self.default_guidance, scale=float(guidance))
+        denoise = self._conditioned(condition)
+        if guidance.scale == 1:
+            if weak is not None or guidance.rescale or guidance.interval != Guidance().interval:
+                raise InputError(
+                    "a weak model, an interval and rescale act only with guidance other than 1: give guidance=2, say"
+                )
+            return guided(denoise, None, guidance)
+        if weak is not None:
+            if weak.device != self.device:
+                raise InputError(f"the weak model is on {weak.device}, the model on {self.device}: load both on one")
+            if (weak.ladder, weak.classes, weak.kinds) != (self.ladder, self.classes, self.kinds):
+                raise InputError("the weak model must have the same images, ladder and labels as the model it guides")
+            return guided(denoise, weak._conditioned(condition), guidance)
+        if not self.unconditional:
+            lacks = "dropping some of them (drop=0)" if self.kinds.droppable else "labels or texts"
+            raise InputError(
+                f"guidance needs labels or texts, and this model was trained without {lacks}: "
+                "leave it out, or give a weak model"
+            )
+        return guided(denoise, self._conditioned(condition.without()), guidance)
 
     # -- denoising --------------------------------------------------------------------------------------------------
 
@@ -369,10 +338,7 @@ class Generator:
             (B, C, H, W) float32, in [0, 1] units (not clipped), on the device of x; differentiable in x where x asks
             for a gradient.
         """
-        if tuple(x.shape[1:]) != self.ladder.shape(self.ladder.stages - 1):
-            raise InputError(
-                f"images of shape {tuple(x.shape[1:])} do not fit this model: it takes {self.ladder.shape(self.ladder.stages - 1)}"
-            )
+        check_shape(x, self.ladder)
         level = 2 * torch.as_tensor(sigma, dtype=torch.float32, device=self.device)
         if level.shape not in ((), (len(x),)):
             raise InputError(
@@ -381,8 +347,8 @@ class Generator:
         level = level.expand(len(x))
         if not bool(((level > 0) & level.isfinite()).all()):
             raise InputError("sigma must be over 0 and finite")
-        if label is None and self.classes and not self.config.drop:
-            raise InputError("this model was trained with drop=0, so it cannot do without a label: give one")
+        if label is None:
+            self.need_unconditional()
         c = (Condition() if label is None else Condition(label=self.labels(len(x), label))).to(self.device)
         z = 2 * x.to(self.device, torch.float32) - 1
         with self.autocast(), torch.set_grad_enabled(torch.is_grad_enabled() and x.requires_grad):
@@ -396,6 +362,20 @@ def packaged() -> Path:
     if not (folder / checkpoint.MODEL).exists():
         raise InputError("this installation has no packaged model: name a model, or install sfumato again")
     return folder
+
+
+def check_shape(x: Tensor, ladder: Ladder, least: int = 0) -> None:
+    """InputError unless x is (N, C, H, W) images of the finest stage of the ladder, N being ``least`` or more."""
+    wanted = ladder.shape(ladder.stages - 1)
+    if x.ndim != 4 or tuple(x.shape[1:]) != wanted or len(x) < least:
+        takes = ", ".join(map(str, wanted))
+        raise InputError(f"images of shape {tuple(x.shape)} do not fit this model: it takes (N, {takes})")
+
+
+def check_counts(n: int, batch_size: int = 1) -> None:
+    """InputError for a request for no image, or for none at a time."""
+    if n < 1 or batch_size < 1:
+        raise InputError(f"n={n} and batch_size={batch_size}: both must be 1 or more")
 
 
 def to_pixels(x: Tensor) -> Tensor:

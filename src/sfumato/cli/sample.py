@@ -163,6 +163,7 @@ def sample(
         raise InputError("--film shows sampling from pure noise: leave --init out, or --film")
     from sfumato import editing
     from sfumato.core import pictures
+    from sfumato.film import film as draw_film
     from sfumato.generator import Generator, packaged
     from sfumato.recipes import load, varied
 
@@ -194,7 +195,7 @@ def sample(
     edit = None if init is None else editing.plan(generator.ladder, init, strength, mask)
     if film:
         with waiting("drawing the film"):
-            pictures.save(generator.film(count, labels, prompt=prompts, **how), target)
+            pictures.save(draw_film(generator, count, labels, prompt=prompts, **how), target)
     else:
         if edit is not None:
             how["resample"] = resample

@@ -75,6 +75,7 @@ def score(
         check_folder(output)
     from sfumato.generator import Generator
     from sfumato.likelihood import METHODS
+    from sfumato.likelihood import score as score_images
 
     METHODS.find(method)
     generator = Generator.from_pretrained(model, device)
@@ -87,7 +88,7 @@ def score(
         what = _told(images, images is sets[0]) if told else {}
         pixels.append(images.pixels(slice(0, len(images))))
         with counting(f"scoring {images.name}") as progress:
-            scores.append(generator.score(pixels[-1], progress=progress, **how, **what))
+            scores.append(score_images(generator, pixels[-1], progress=progress, **how, **what))
     result = {"model": model, "data": data, "told": told, "seed": seed, **scores[0].to_json()}
     lines = _lines(sets[0], scores[0], told)
     if against is not None:

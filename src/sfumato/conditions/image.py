@@ -16,7 +16,7 @@ import torch.nn.functional as F
 from safetensors import SafetensorError
 from torch import Tensor, nn
 
-from sfumato.conditions.text import BATCH, Latents, TextEncoder, find_encoder, quiet
+from sfumato.conditions.text import BATCH, Latents, TextEncoder, quiet, trained_encoder
 from sfumato.core import checkpoint
 from sfumato.core.devices import find_device
 from sfumato.core.errors import InputError
@@ -141,13 +141,7 @@ class ImageTextModel(nn.Module):
     @cached_property
     def reader(self) -> TextEncoder:
         """The frozen language model; loaded when it is first asked for."""
-        reader = find_encoder(self.text)
-        if reader.width != self.text_width:
-            raise InputError(
-                f"text={self.text!r} has states of width {reader.width}, but this embedding was trained with "
-                f"{self.text_width}: install the language model that it was trained with"
-            )
-        return reader
+        return trained_encoder(self.text, self.text_width)
 
     def of_features(self, features: Tensor) -> Tensor:
         """(B, encoder.features) -> (B, width) of unit length."""

@@ -107,6 +107,17 @@ def find_encoder(name: str = MINILM) -> TextEncoder:
     return TextEncoder(name, _fingerprint(model), model, tokenizer)
 
 
+def trained_encoder(name: str, width: int) -> TextEncoder:
+    """The language model that a model was trained with; InputError where one of another width has its name now."""
+    encoder = find_encoder(name)
+    if encoder.width != width:
+        raise InputError(
+            f"text={name!r} has states of width {encoder.width}, but this model was trained with {width}: "
+            "install the language model that it was trained with"
+        )
+    return encoder
+
+
 @contextmanager
 def quiet() -> Iterator[None]:
     """Without the bars that transformers draws while it loads weights."""

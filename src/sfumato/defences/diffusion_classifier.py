@@ -11,7 +11,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, NamedTuple
+from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -19,12 +19,10 @@ from torch.utils.checkpoint import checkpoint
 
 from sfumato.classifiers import Classifier
 from sfumato.core.errors import InputError, nearest
+from sfumato.generator import Generator, check_shape
 from sfumato.ladder import Ladder
 from sfumato.likelihood.bound import errors
 from sfumato.samplers import Noise
-
-if TYPE_CHECKING:
-    from sfumato.generator import Generator
 
 DenoiseAs = Callable[[Tensor, Tensor, int, Tensor], Tensor]  # (z (N, C, h, w), sigma (N,), stage, class (N,)) -> x^
 
@@ -119,7 +117,7 @@ class DiffusionClassifier(nn.Module):
 
     def losses(self, x: Tensor, index: int, alive: Tensor) -> Tensor:
         """(B, K) weighted errors of one draw, 0 where a class is not ``alive`` (B, K)."""
-        self._check(x)
+        check_shape(x, self.ladder)
         if torch.is_grad_enabled() and x.requires_grad:
             found = checkpoint(self._losses, x, index, alive, use_reentrant=False, preserve_rng_state=False)
             assert isinstance(found, Tensor)
@@ -185,11 +183,6 @@ class DiffusionClassifier(nn.Module):
         error = (differences.diff(dim=0).square().mean(0) / (2 * len(history))).sqrt()
         worse = differences.mean(0) > tail * error
         return worse.scatter(1, best[:, None], False)
-
-    def _check(self, x: Tensor) -> None:
-        wanted = self.ladder.shape(self.ladder.stages - 1)
-        if x.ndim != 4 or tuple(x.shape[1:]) != wanted:
-            raise InputError(f"images of shape {tuple(x.shape)} do not fit this model: it takes (B, {', '.join(map(str, wanted))})")  # fmt: skip
 
 
 def _plan(ladder: Ladder, draws: int) -> list[Draw]:

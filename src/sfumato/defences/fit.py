@@ -46,9 +46,7 @@ def check_smoothing(classifier: Classifier, generator: Generator, data: ImageSet
     check_fit(classifier, generator)
     check_images(data, generator)
     generator.config.need_all_levels("a vote over noise")
-    if generator.kinds.droppable and not generator.config.drop:
-        raise InputError("this model was trained with drop=0, so it cannot do without a label, and a vote over noise must not "
-                         "know it: give a generator trained with drop=0.1")  # fmt: skip
+    generator.need_unconditional("a vote over noise")
     most = generator.ladder.jumps[0] / 2
     if sigma > most:
         raise InputError(f"sigma {sigma:g} is more noise than this generator has seen: give {most:g} or less")

@@ -12,7 +12,7 @@ from sfumato import data
 from sfumato.core import pictures
 from sfumato.defences.diffusion_classifier import classify, diffusion_classifier
 from sfumato.lecture.section import Picture, Section, Subject, part
-from sfumato.likelihood import auroc, integration_figure, png_bits
+from sfumato.likelihood import auroc, integration_figure, png_bits, score
 
 EXTREMES = 8  # images shown of each end
 FEW = 2  # images of the figure's means: its exact likelihood takes its time
@@ -37,7 +37,7 @@ def likelihood(subject: Subject) -> Section:
     generator, sizes = subject.generator, subject.sizes
     x, _ = subject.some(sizes.scored)
     other, foreign = _foreign(subject, x)
-    inside, outside = (generator.score(images, draws=sizes.draws, seed=subject.seed) for images in (x, other))
+    inside, outside = (score(generator, images, draws=sizes.draws, seed=subject.seed) for images in (x, other))
     order = inside.bits.argsort()
     shown = min(EXTREMES, len(order))
     ends = pictures.grid(x[torch.cat([order[:shown], order[-shown:]])], columns=shown)

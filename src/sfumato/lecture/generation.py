@@ -11,6 +11,7 @@ from sfumato import generator as generators
 from sfumato.audit.figures import Axes, ticks
 from sfumato.core import pictures
 from sfumato.core.errors import InputError
+from sfumato.film import film
 from sfumato.lecture.section import Absent, Picture, Section, Subject, part
 
 GUIDANCE = 1.5  # of the samples: a short training leaves labels weak, so they are pressed a little
@@ -38,7 +39,7 @@ PRESSED = Markup(
 def down_and_up(subject: Subject) -> Section:
     """The film of both directions, the training's loss, and samples of every class."""
     generator, classes = subject.generator, subject.generator.classes
-    film = generator.film(1, guidance=GUIDANCE, seed=subject.seed)
+    both = film(generator, 1, guidance=GUIDANCE, seed=subject.seed)
     each = subject.sizes.each
     labels = [name for name in classes for _ in range(each)]
     pixels = generator.sample(len(labels), labels, guidance=GUIDANCE, seed=subject.seed)
@@ -51,7 +52,7 @@ def down_and_up(subject: Subject) -> Section:
         f"image of {sizes[-1]} is there. From right to left the lower row goes down: the same image is given noise and "
         "made smaller, until nothing of it is left. Both rows are the same rungs; s is the standard deviation of the noise."
     ]
-    drawn = [Picture(film, "film: noise up to an image, and the image down to noise", wide=True, name="film")]
+    drawn = [Picture(both, "film: noise up to an image, and the image down to noise", wide=True, name="film")]
     log = subject.log
     if len(log) > 1:
         first, last = log[0], log[-1]

@@ -5,23 +5,21 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor
 
 from sfumato.conditions import Condition
+from sfumato.conditions.requests import Labels, Prompts
 from sfumato.core.errors import InputError
 from sfumato.core.registry import Registry
+from sfumato.generator import Generator, check_shape
 from sfumato.likelihood.bound import DRAWS, DenoiseAt, bound
 from sfumato.likelihood.flow import ORDER, STEPS, flow
 from sfumato.likelihood.integral import NOISE, SAMPLES, Draw, Integral, integral
 from sfumato.likelihood.pixels import CELL, round_to_bytes
 from sfumato.samplers import Noise, evaluations
-
-if TYPE_CHECKING:
-    from sfumato.conditions.requests import Labels, Prompts
-    from sfumato.generator import Generator
 
 NATS_PER_BIT = math.log(2)
 Progress = Callable[[int, int], None]
@@ -185,7 +183,7 @@ def decoder(generator: Generator, c: Condition, samples: int, seed: int) -> Draw
 
 def per_sample(generator: Generator) -> int:
     """Evaluations of the network for one sample, with the default sampler and steps."""
-    return sum(evaluations(generator.default_sampler, generator._steps(None)))
+    return sum(evaluations(generator.default_sampler, generator.steps_by_stage()))
 
 
 def integral_bits(found: Integral, dimension: int) -> Tensor:
@@ -211,18 +209,13 @@ def told(
         return condition
     if label is not None or prompt is not None:
         return generator.condition(n, label, prompt)
-    if generator.kinds.image:
-        raise InputError("this model enlarges an image: give it one (condition=)")
-    if generator.kinds.droppable and not generator.config.drop:
-        raise InputError("this model was trained with drop=0, so it must be told what each image is: give labels")
+    generator.need_unconditional()
     return Condition()
 
 
 def _checked(generator: Generator, x: Tensor) -> Tensor:
     """The pixels as 8-bit values in [-1, 1] space."""
-    wanted = generator.ladder.shape(generator.ladder.stages - 1)
-    if x.ndim != 4 or tuple(x.shape[1:]) != wanted or len(x) == 0:
-        raise InputError(f"images of shape {tuple(x.shape)} do not fit this model: it takes (N, {', '.join(map(str, wanted))})")  # fmt: skip
+    check_shape(x, generator.ladder, least=1)
     if not x.is_floating_point() or not bool(((x >= 0) & (x <= 1)).all()):
         raise InputError("pixels must be floats from 0 to 1: divide 8-bit images by 255")
     return round_to_bytes(2 * x.float() - 1)

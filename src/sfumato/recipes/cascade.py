@@ -9,10 +9,9 @@ from __future__ import annotations
 
 import itertools
 import json
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
 
 import torch
 from torch import Tensor
@@ -24,11 +23,11 @@ from sfumato.core import checkpoint
 from sfumato.core.errors import InputError
 from sfumato.core.files import atomic_write
 from sfumato.core.streams import mix_seed
-from sfumato.generator import Generator, to_pixels
+from sfumato.generator import Generator, check_counts, to_pixels
 from sfumato.guidance import Guidance
 from sfumato.ladder import Ladder
 from sfumato.recipes.registry import CONFIG, LOADERS
-from sfumato.samplers import Noise
+from sfumato.samplers import Noise, Rung
 
 NAME = "cascade"
 FORMAT = 1
@@ -128,8 +127,7 @@ class Cascade:
         Returns:
             (n, C, H, W) float32 in [0, 1], on the CPU. Image i is the same in any batch.
         """
-        if n < 1 or batch_size < 1:
-            raise InputError(f"n={n} and batch_size={batch_size}: both must be 1 or more")
+        check_counts(n, batch_size)
         if weak is not None:
             raise InputError("a weak model cannot guide a cascade, which has a model for each size: leave it out")
         level = check_level(self.level if level is None else level)
@@ -163,7 +161,7 @@ class Cascade:
         levels = torch.full((len(image),), level, device=image.device)
         return {"image": enlarged(image.float().clamp(-1, 1), levels, noise(model.ladder.shape(0))), "level": levels}
 
-    def film(self, *_: object, **__: object) -> Any:
+    def trace(self, *_: object, **__: object) -> Iterator[Rung]:
         """A cascade begins anew from noise at each size: there is no one chain to show."""
         raise InputError(
             "a cascade is no single chain, of which a film could be made: film one of its models, such as its base/"

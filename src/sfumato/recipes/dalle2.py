@@ -7,7 +7,7 @@ image, images between two, and images moved along the difference of two texts.
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -20,19 +20,19 @@ from torch import Tensor
 from sfumato.conditions import Condition, Kinds
 from sfumato.conditions.image import ImageTextModel, TransformersClip, find_image_text
 from sfumato.conditions.requests import Labels, Prompts, check_prompts
-from sfumato.conditions.text import TextEncoder, find_encoder
+from sfumato.conditions.text import TextEncoder, trained_encoder
 from sfumato.config import Config
 from sfumato.core import checkpoint
 from sfumato.core.errors import InputError
 from sfumato.core.files import atomic_write, make_folder
 from sfumato.core.streams import mix_seed
-from sfumato.editing import Picture
+from sfumato.editing import Picture, plan
 from sfumato.generator import Generator
 from sfumato.guidance import Guidance
 from sfumato.ladder import Ladder
 from sfumato.recipes.prior import CANDIDATES, Prior
 from sfumato.recipes.registry import CONFIG, LOADERS
-from sfumato.samplers import Noise
+from sfumato.samplers import Noise, Rung
 
 NAME = "dalle2"
 FORMAT = 1
@@ -80,13 +80,7 @@ class DallE2:
     @cached_property
     def reader(self) -> TextEncoder:
         """The frozen language model; loaded when it is first asked for."""
-        reader = find_encoder(self.text)
-        if reader.width != self.prior.text_width:
-            raise InputError(
-                f"text={self.text!r} has states of width {reader.width}, but this prior was trained with "
-                f"{self.prior.text_width}: install the language model that it was trained with"
-            )
-        return reader
+        return trained_encoder(self.text, self.prior.text_width)
 
     # -- what the decoder is told ---------------------------------------------------------------------------------------
 
@@ -104,8 +98,6 @@ class DallE2:
 
     def embed(self, image: Picture) -> Tensor:
         """The embedding of an image, (1, D): a file, an open image, or (C, H, W) in [0, 1]; brought to the model's size."""
-        from sfumato.editing import plan
-
         pixels = plan(self.ladder, image, strength=1.0).image  # (C, H, W) at the finest resolution
         return self.embedding.images(pixels[None].to(self.device)).cpu()
 
@@ -193,11 +185,15 @@ class DallE2:
                 progress(i + 1, len(embeddings))
         return torch.cat(drawn)
 
-    def film(self, *_: object, **__: object) -> Any:
+    def trace(self, *_: object, **__: object) -> Iterator[Rung]:
         """What the parts do before the decoder is no chain of images."""
         raise InputError(
             "a film shows a chain from noise to image: film the decoder, the folder decoder/ of this model"
         )
+
+    def need_unconditional(self, work: str = "") -> None:
+        """As ``Generator.need_unconditional``, of the decoder."""
+        self.decoder.need_unconditional(work)
 
     # -- files ------------------------------------------------------------------------------------------------------------
 

@@ -14,7 +14,6 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import replace
-from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor, nn
@@ -25,11 +24,9 @@ from sfumato.conditions import Condition
 from sfumato.core.errors import InputError
 from sfumato.core.streams import mix_seed
 from sfumato.defences.smoothing.certify import check_pixels
+from sfumato.generator import Generator, check_shape
 from sfumato.ladder import Ladder, Level, flow_time
 from sfumato.samplers import SAMPLERS, Denoise, Noise, ResumedNoise, share_steps
-
-if TYPE_CHECKING:
-    from sfumato.generator import Generator
 
 # Fashion-MNIST, Linf 0.1: see benchmarks/purification.py.
 SIGMA = 0.3
@@ -88,13 +85,7 @@ class Purifier:
             InputError: also a model that cannot do without labels, knows only its own rungs, or enlarges images.
         """
         generator.config.need_all_levels("purification")
-        if generator.kinds.droppable and not generator.config.drop:
-            raise InputError("this model was trained with drop=0, so it cannot do without a label, and a purifier must not "
-                             "know it: train with drop=0.1")  # fmt: skip
-        if generator.kinds.image:
-            raise InputError(
-                "this model enlarges images, and a purifier keeps their size: give a model of whole images"
-            )
+        generator.need_unconditional("purification")
 
         def denoise(z: Tensor, sigma: float, stage: int) -> Tensor:
             level = torch.full((len(z),), sigma, dtype=z.dtype, device=z.device)
@@ -121,9 +112,7 @@ class Purifier:
 
     def __call__(self, x: Tensor, noise: Noises) -> Tensor:
         """``D(x; noise)``: (B, C, H, W), on the device of ``x``, exactly differentiable in it; ``noise`` from ``noise()``."""
-        wanted = self.ladder.shape(self.ladder.stages - 1)
-        if x.ndim != 4 or tuple(x.shape[1:]) != wanted:
-            raise InputError(f"images of shape {tuple(x.shape)} do not fit this model: it takes (B, {', '.join(map(str, wanted))})")  # fmt: skip
+        check_shape(x, self.ladder)
         if tuple(tuple(e.shape[1:]) for e in noise) != self.shapes or any(len(e) not in (1, len(x)) for e in noise):
             raise InputError(f"the noise does not fit {len(x)} images and this purifier: draw it with noise()")
         given = iter(noise)
