@@ -1,4 +1,4 @@
-# make install | demo | test | lint: each makes .venv first, where it is missing or out of date.
+# make install | demo | test | lint | release: each makes .venv first, where it is missing or out of date.
 
 PYTHON ?= python3
 # torch goes in first and pinned, by its plain name: whatever comes later finds it there and cannot pull in another build.
@@ -10,7 +10,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 
-.PHONY: install demo test lint clean
+.PHONY: install demo test lint release clean
 .DELETE_ON_ERROR:
 
 install: $(STAMP)
@@ -35,6 +35,13 @@ lint: $(STAMP)
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/pyright
+
+# Source archive and wheel, the wheel built from the archive; the wheel is then installed and used by a test.
+release: $(STAMP)
+	rm -rf dist
+	$(BIN)/python -m build --outdir dist
+	$(BIN)/python -m twine check --strict dist/*
+	$(BIN)/python -m pytest -q tests/test_wheel.py
 
 clean:
 	rm -rf $(VENV) .pytest_cache .ruff_cache .hypothesis build dist src/*.egg-info
