@@ -29,7 +29,7 @@ from benchmarks import machine, records
 from benchmarks.features import test_data, training_data
 from benchmarks.trial import FASHION, runs_folder, train_apart, used_up
 from sfumato.classifiers import Classifier, evaluate_classifier, load_classifier, training_steps
-from sfumato.defences import certified, certify, guaranteed, hardening_steps
+from sfumato.defences import certified_accuracy, certify, guaranteed_accuracy, hardening_steps
 from sfumato.generator import Generator
 
 NAME = "certificates"
@@ -90,13 +90,13 @@ def measure(arm: str, sigma: float, chosen: argparse.Namespace, folder: Path) ->
         radii=[r for r in RADII if r <= 2 * sigma], n=chosen.n, alpha=chosen.alpha, seed=seed, ids=rows.tolist(),
     )  # fmt: skip
     spent = [each.n + each.selection for each in found]
-    shares = {f"{radius:g}": certified(found, labels, radius) for radius in (0.0, *RADII)}
+    shares = {f"{radius:g}": certified_accuracy(found, labels, radius) for radius in (0.0, *RADII)}
     return {
         **dict(zip(KEYS, (data.name, arm, sigma, seconds, seconds - rest, seed, chosen.images, chosen.n, chosen.alpha),
                    strict=True)),
         "clean": evaluate_classifier(classifier, data).overall.value,
         "certified": {radius: share.to_json() for radius, share in shares.items()},
-        "guaranteed": {radius: guaranteed(share, chosen.alpha) for radius, share in shares.items()},
+        "guaranteed": {radius: guaranteed_accuracy(share, chosen.alpha) for radius, share in shares.items()},
         "undecided": [sum(each.verdicts[j] is None for each in found) for j in range(len(found[0].radii))],
         "samples": {"median": float(np.median(spent)), "mean": float(np.mean(spent)), "p95": float(np.quantile(spent, 0.95))},
         "hits": [[each.hits, each.n] for each in found],

@@ -18,8 +18,8 @@ from typing import Any
 import numpy as np
 
 from benchmarks import certificates, records
-from sfumato.defences.smoothing.certificates import clopper_pearson, default_radii, level
-from sfumato.defences.smoothing.sequential_test import SequentialTest, verdicts
+from sfumato.defences.smoothing.radii import default_radii, probability
+from sfumato.defences.smoothing.sequential_test import SequentialTest, clopper_pearson, verdicts
 
 NAME = "sequential"
 COHEN = 100_000  # draws of Cohen et al. 2019
@@ -29,7 +29,7 @@ KEYS = ("data", "arm", "sigma", "seconds", "seed", "images", "alpha")
 def compare(record: records.Record, repeats: int, numbers: np.random.Generator) -> dict[str, Any]:
     """Both procedures on the images of one record."""
     sigma, alpha = record["sigma"], record["alpha"]
-    levels = (0.5, *(level(radius, sigma) for radius in default_radii(sigma)))
+    levels = (0.5, *(probability(radius, sigma) for radius in default_radii(sigma)))
     test = SequentialTest.of(levels, alpha, COHEN)
     seen, of = np.array(record["hits"]).T
     p = numbers.beta(seen + 0.5, of - seen + 0.5, (repeats, len(seen)))

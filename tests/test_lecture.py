@@ -24,7 +24,7 @@ from sfumato import generator as generators
 from sfumato.attacks import verified
 from sfumato.classifiers import Classifier, match_labels, train_classifier
 from sfumato.core.errors import InputError
-from sfumato.defences import certified, certify
+from sfumato.defences import certified_accuracy, certify
 from sfumato.lecture import Section, Sizes, Subject, robustness
 from sfumato.lecture.section import Part
 from sfumato.likelihood import score
@@ -248,7 +248,7 @@ def test_the_certificates_are_cohens(subject: Subject, sections: list[Section]) 
     found = certify(subject.classifier, subject.test.pixels(rows), sigma=robustness.SIGMA, denoise=subject.generator.denoise,
                     n=SMALL.samples, seed=0, ids=torch.from_numpy(rows))  # fmt: skip
     for row in numbers["table"]:
-        assert row["certified"]["correct"] == certified(found, y, row["radius"]).correct
+        assert row["certified"]["correct"] == certified_accuracy(found, y, row["radius"]).correct
         assert row["certified"]["count"] == SMALL.certified
 
 

@@ -154,12 +154,12 @@ def _purifier(
 ) -> Purifier:
     from sfumato.attacks.norms import check_norm
     from sfumato.cli.purify import purifier_of
-    from sfumato.defences import check_fit
+    from sfumato.defences import check_compatible
     from sfumato.generator import Generator
 
     check_norm(norm, ("Linf", "L2", "L1"), "an attack on a purifier")
     generator = Generator.from_pretrained(model, device)
-    check_fit(found, generator)
+    check_compatible(found, generator)
     return purifier_of(generator, sigma, steps)
 
 

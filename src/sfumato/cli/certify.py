@@ -80,22 +80,19 @@ def certify(
     if batch_size is not None and batch_size < 1:
         raise InputError(f"--batch-size {batch_size}: give 1 or more")
     from sfumato.classifiers import find_classifier
-    from sfumato.defences.smoothing.certificates import check_settings
-    from sfumato.defences.smoothing.certification import PICTURE, certify_data
+    from sfumato.defences import CertificationRequest, SmoothingSettings, certify_data
+    from sfumato.defences.smoothing.certified_accuracy import PICTURE
     from sfumato.generator import Generator
 
-    check_settings(sigma, distances or (), alpha, selection, samples, mode)  # before anything is loaded
+    settings = SmoothingSettings(sigma, selection, samples, alpha, mode, distances, seed, batch_size)
+    request = CertificationRequest(settings, count, attacked, (classifier, generator or ""))
     found = find_classifier(classifier, device)
     model = None if generator is None else Generator.from_pretrained(generator, device)
     wanted = pixels or found.size or (None if model is None else model.ladder.size)
     images = load_images(data, wanted, fit, "test")
     try:
         with counting(f"certifying {classifier}") as progress:
-            made = certify_data(
-                found, images, generator=model, sigma=sigma, radii=distances, mode=mode, alpha=alpha, n0=selection,
-                n=samples, count=count, attacked=attacked, seed=seed, batch_size=batch_size, out=out,
-                names=(classifier, generator or ""), progress=progress, remark=say,
-            )  # fmt: skip
+            made = certify_data(found, images, request, generator=model, out=out, progress=progress, remark=say)
     except KeyboardInterrupt:
         raise Interrupted("stopped: the same command goes on from there") from None
     made.save(out)

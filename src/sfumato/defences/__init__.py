@@ -10,30 +10,54 @@ True
 
 from __future__ import annotations
 
+from sfumato.defences.compatibility import check_compatible
 from sfumato.defences.diffusion_classifier import Decision, DiffusionClassifier, classify, diffusion_classifier
-from sfumato.defences.fit import check_fit
 from sfumato.defences.hardening.harden import harden, hardening_steps
 from sfumato.defences.hardening.smoothness import Smoothness, smoothness
 from sfumato.defences.purification.attacks import Effort
 from sfumato.defences.purification.protocol import Purification, purification_protocol
 from sfumato.defences.purification.purifier import Purifier, purified, purify
-from sfumato.defences.smoothing.certificates import (
-    ABSTAIN,
-    Certificate,
-    certified,
-    guaranteed,
-    l1_radius,
-    l2_radius,
-    linf_radius,
+from sfumato.defences.smoothing.certified_accuracy import (
+    CertificationRequest,
+    CertifiedData,
+    certified_accuracy,
+    certify_data,
+    guaranteed_accuracy,
 )
-from sfumato.defences.smoothing.certification import Certification, certify_data
-from sfumato.defences.smoothing.certify import certify
-from sfumato.defences.smoothing.smoothed_attack import Attacked, attack_smoothed
+from sfumato.defences.smoothing.certify import ABSTAIN, Certificate, SmoothedClassifier, certify
+from sfumato.defences.smoothing.radii import l1_radius, l2_radius, linf_radius
+from sfumato.defences.smoothing.settings import SmoothingSettings
+from sfumato.defences.smoothing.smooth_adv import Attacked, smooth_adv
 
 __all__ = [
-    "ABSTAIN", "Attacked", "Certificate", "Certification", "Decision", "DiffusionClassifier", "Effort",
-    "Purification", "Purifier", "Smoothness", "attack_smoothed",
-    "certified", "certify", "certify_data", "check_fit", "classify", "diffusion_classifier", "guaranteed",
-    "harden", "hardening_steps", "l1_radius", "l2_radius", "linf_radius",
-    "purification_protocol", "purified", "purify", "smoothness",
-]  # fmt: skip
+    "ABSTAIN",
+    "Attacked",
+    "Certificate",
+    "CertificationRequest",
+    "CertifiedData",
+    "Decision",
+    "DiffusionClassifier",
+    "Effort",
+    "Purification",
+    "Purifier",
+    "Smoothness",
+    "SmoothedClassifier",
+    "SmoothingSettings",
+    "certified_accuracy",
+    "certify",
+    "certify_data",
+    "check_compatible",
+    "classify",
+    "diffusion_classifier",
+    "guaranteed_accuracy",
+    "harden",
+    "hardening_steps",
+    "l1_radius",
+    "l2_radius",
+    "linf_radius",
+    "purification_protocol",
+    "purified",
+    "purify",
+    "smooth_adv",
+    "smoothness",
+]

@@ -22,7 +22,7 @@ from sfumato.boundary.figure import compose
 from sfumato.boundary.views import right_rows
 from sfumato.classifiers import Classifier
 from sfumato.core import pictures
-from sfumato.defences.smoothing.certify import Denoise
+from sfumato.defences.smoothing.certify import PixelDenoiser
 from sfumato.lecture.section import Absent, Picture, Section, Subject, Table, part
 
 STRENGTHS = (4 / 255, 8 / 255, 16 / 255, 32 / 255, 64 / 255)  # of the attack, Linf
@@ -137,7 +137,7 @@ class Smoothed(nn.Module):
         sigma: of the noise.
     """
 
-    def __init__(self, classifier: Classifier, denoise: Denoise, shape: tuple[int, ...], copies: int, sigma: float = SIGMA, seed: int = 0) -> None:  # fmt: skip
+    def __init__(self, classifier: Classifier, denoise: PixelDenoiser, shape: tuple[int, ...], copies: int, sigma: float = SIGMA, seed: int = 0) -> None:  # fmt: skip
         super().__init__()
         self.classifier, self.denoise, self.sigma = classifier, denoise, sigma
         self.register_buffer("e", torch.randn(copies, *shape, generator=torch.Generator().manual_seed(seed)))
@@ -202,13 +202,14 @@ def boundaries(subject: Subject) -> Section:
 @part("A certificate", RADIUS)
 def certificate(subject: Subject) -> Section:
     """Certified accuracy of the smoothed classifier on a handful of images."""
-    from sfumato.defences.smoothing.certification import certify_data
+    from sfumato.defences import CertificationRequest, SmoothingSettings, certify_data
     from sfumato.defences.smoothing.figure import draw
 
     sizes = subject.sizes
     names = (str(subject.classifier_folder), str(subject.run))
-    report = certify_data(subject.classifier, subject.test, generator=subject.generator, sigma=SIGMA, count=sizes.certified,
-                          attacked=0, n=sizes.samples, seed=subject.seed, names=names).report  # fmt: skip
+    settings = SmoothingSettings(SIGMA, n=sizes.samples, seed=subject.seed)
+    request = CertificationRequest(settings, sizes.certified, 0, names)
+    report = certify_data(subject.classifier, subject.test, request, generator=subject.generator).report
     table, draws = report["table"], report["draws"]
     count = table[0]["certified"]["count"]
     proved = ", ".join(f"{row['certified']['correct']} within {row['radius']:.3g}" for row in table[1:])

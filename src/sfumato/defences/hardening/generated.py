@@ -18,7 +18,7 @@ from torch import Tensor
 from sfumato.core import checkpoint
 from sfumato.core.errors import InputError
 from sfumato.core.streams import mix_seed
-from sfumato.defences.fit import check_fit
+from sfumato.defences.compatibility import check_compatible
 
 if TYPE_CHECKING:
     from sfumato.classifiers import Classifier
@@ -66,7 +66,7 @@ def check_generator(generator: Generator, classifier: Classifier, data: ImageSet
     if not generator.classes:
         raise InputError("the generator was trained without labels, and its images could teach no class: give one that "
                          "was trained on labelled images")  # fmt: skip
-    check_fit(classifier, generator)
+    check_compatible(classifier, generator)
     channels = generator.ladder.channels
     if channels != data.channels:
         raise InputError(f"the generator makes images of {channels} channels, data {data.name!r} has {data.channels}: give a "

@@ -27,10 +27,10 @@ from sfumato.core.checkpoint import digest
 from sfumato.core.errors import InputError
 from sfumato.core.streams import mix_seed
 from sfumato.data import ImageSet
-from sfumato.defences.fit import check_smoothing
+from sfumato.defences.compatibility import check_smoothing
 from sfumato.defences.hardening import generated
 from sfumato.defences.hardening.adversarial_training import FAST_STEP, METHODS, NOISY, Threat, maximise, noise_of
-from sfumato.defences.smoothing.certify import Denoise
+from sfumato.defences.smoothing.certify import PixelDenoiser
 from sfumato.generator import Generator
 
 GUARD_EVERY = 50  # steps between two looks at the held-out images
@@ -163,7 +163,7 @@ def hardening_steps(
     return steps_of(run, budget, Path(out), tested, held_out)
 
 
-def _denoiser(generator: Generator | None, classifier: Classifier, data: ImageSet, sigma: float) -> Denoise:
+def _denoiser(generator: Generator | None, classifier: Classifier, data: ImageSet, sigma: float) -> PixelDenoiser:
     """The generator's, for images of this data in front of this classifier."""
     if generator is None:
         raise InputError("method denoised trains on what a denoiser makes of noisy images: give a --generator")
@@ -201,7 +201,7 @@ class HardeningRun(Run):
         classifier: Classifier,
         settings: Mapping[str, Any],
         threat: Threat,
-        denoise: Denoise | None = None,
+        denoise: PixelDenoiser | None = None,
     ) -> None:
         method = settings["hardening"]["method"]
         order = torch.randperm(len(data), generator=torch.Generator().manual_seed(0))

@@ -23,7 +23,7 @@ from sfumato.classifiers import Classifier
 from sfumato.conditions import Condition
 from sfumato.core.errors import InputError
 from sfumato.core.streams import mix_seed
-from sfumato.defences.smoothing.certify import check_pixels
+from sfumato.defences.compatibility import check_pixels
 from sfumato.generator import Generator, check_shape
 from sfumato.ladder import Ladder, Level, flow_time
 from sfumato.samplers import SAMPLERS, Denoise, Noise, ResumedNoise, share_steps

@@ -1,8 +1,10 @@
-"""Whether a classifier and a generator in front of it were made for the same images."""
+"""Guards: do a classifier, a generator in front of it and the images belong together?"""
 
 from __future__ import annotations
 
 from typing import TYPE_CHECKING
+
+from torch import Tensor
 
 from sfumato.core.errors import InputError
 
@@ -14,7 +16,7 @@ if TYPE_CHECKING:
 _COLOURS = {1: "grey", 3: "colour", 4: "colour with transparency"}
 
 
-def check_fit(classifier: Classifier, generator: Generator) -> None:
+def check_compatible(classifier: Classifier, generator: Generator) -> None:
     """InputError where the generator's images are none that the classifier takes: another size, colour, or other classes.
 
     A classifier of colour images takes grey ones, too. A generator without labels may be in front of any classifier.
@@ -43,7 +45,7 @@ def check_smoothing(classifier: Classifier, generator: Generator, data: ImageSet
     Args:
         sigma: standard deviation of the noise, of pixels in [0, 1].
     """
-    check_fit(classifier, generator)
+    check_compatible(classifier, generator)
     check_images(data, generator)
     generator.config.need_all_levels("a vote over noise")
     generator.need_unconditional("a vote over noise")
@@ -59,3 +61,13 @@ def check_images(data: ImageSet, generator: Generator) -> None:
         raise InputError(f"data {data.name!r} has images of {data.size[1]}x{data.size[0]} pixels and {data.channels} channels, the "
                          f"generator makes {width}x{height} with {channels}: give the --size, --fit and data that it was "
                          "trained with")  # fmt: skip
+
+
+def check_pixels(x: Tensor) -> Tensor:
+    """``x`` without its history; InputError for what is no batch of images in [0, 1]."""
+    if not x.is_floating_point() or x.ndim < 2 or not len(x):
+        raise InputError(f"images of shape {tuple(x.shape)} {x.dtype}: give a float tensor (B, C, H, W), B 1 or more")
+    low, high = (float(value) for value in x.detach().aminmax())
+    if not (low >= 0 and high <= 1):
+        raise InputError(f"pixels run from {low:g} to {high:g}: give them between 0 and 1, without noise")
+    return x.detach()
