@@ -12,9 +12,9 @@ from PIL import Image
 
 from helpers.commands import Command
 from helpers.generators import saved_generator
-from sfumato.classifiers import Classifier, train_classifier
-from sfumato.defences import certify
-from sfumato.defences.smoothing import certification
+from sfumato.classifiers import train_classifier
+from sfumato.defences import SmoothedClassifier, certify
+from sfumato.defences.smoothing import certified_accuracy
 
 
 @pytest.fixture(scope="session")
@@ -142,20 +142,20 @@ def test_a_certification_that_was_stopped_goes_on_and_finds_the_same(
     words = ("certify", digits_classifier, *SMALL, "-n", "30", "--attacked", "26", "--samples", "400")
     whole = sfumato(*words, "-o", "whole", "--json")
     assert whole.status == 0, whole.err
-    real = certification.attack_smoothed
+    real = certified_accuracy.smooth_adv
     seen: list[int] = []
 
-    def stopped(classifier: Classifier, x: torch.Tensor, *rest: object, **named: object) -> object:
+    def stopped(smoothed: SmoothedClassifier, x: torch.Tensor, *rest: object, **named: object) -> object:
         seen.append(len(x))
         if len(seen) == 2:
             raise KeyboardInterrupt
-        return real(classifier, x, *rest, **named)  # type: ignore[arg-type]
+        return real(smoothed, x, *rest, **named)  # type: ignore[arg-type]
 
-    monkeypatch.setattr(certification, "attack_smoothed", stopped)
+    monkeypatch.setattr(certified_accuracy, "smooth_adv", stopped)
     half = sfumato(*words, "-o", "half")
     assert half.status == 130 and "the same command goes on from there" in half.err
     assert seen == [25, 1] and not (inside / "half" / "certificates.json").exists()
-    monkeypatch.setattr(certification, "certify", None)  # no image is certified again
+    monkeypatch.setattr(certified_accuracy, "certify", None)  # no image is certified again
     resumed = sfumato(*words, "-o", "half", "--json")
     assert resumed.status == 0, resumed.err
     assert "3 of 4 parts were done before" in resumed.err and seen == [25, 1, 1]
@@ -169,8 +169,8 @@ def test_a_certification_that_was_stopped_goes_on_and_finds_the_same(
     kept = inside / "half" / "certification" / "parts"
     before = {part.name for part in kept.iterdir()}
     # Another seed is another certification: nothing of this one is taken, and its parts go.
-    monkeypatch.setattr(certification, "certify", certify)
-    monkeypatch.setattr(certification, "attack_smoothed", real)
+    monkeypatch.setattr(certified_accuracy, "certify", certify)
+    monkeypatch.setattr(certified_accuracy, "smooth_adv", real)
     fresh = sfumato(*words, "-o", "half", "--seed", "1")
     assert fresh.status == 0 and "done before" not in fresh.err
     assert {part.name for part in kept.iterdir()}.isdisjoint(before) and len(list(kept.iterdir())) == 4

@@ -20,18 +20,20 @@ from sfumato.data import load
 from sfumato.defences import (
     ABSTAIN,
     Certificate,
-    attack_smoothed,
-    certified,
+    SmoothedClassifier,
+    SmoothingSettings,
+    certified_accuracy,
     certify,
-    check_fit,
-    guaranteed,
+    check_compatible,
+    guaranteed_accuracy,
     l1_radius,
     l2_radius,
     linf_radius,
+    smooth_adv,
 )
-from sfumato.defences.smoothing.certificates import check_settings, clopper_pearson, reach
-from sfumato.defences.smoothing.certify import ATTACK, CHECK, ESTIMATION, SELECTION, draw_noise, streams
-from sfumato.defences.smoothing.smoothed_attack import soft_loss
+from sfumato.defences.smoothing.draws import ESTIMATION, PHASES, SmoothingNoise
+from sfumato.defences.smoothing.sequential_test import clopper_pearson
+from sfumato.defences.smoothing.smooth_adv import soft_loss
 
 SIGMA = 0.25
 RADII = (0.125, 0.25, 0.375, 0.5)
@@ -75,7 +77,7 @@ def test_a_half_space_is_certified_up_to_its_plane():
 def test_cohens_procedure_comes_as_near_as_its_draws_allow():
     classifier, x, y = half_space(DISTANCES)
     found = certify(classifier, x, sigma=SIGMA, n=4000, mode="cohen")
-    most = reach(SIGMA, 0.001, 4000, "cohen")
+    most = SmoothingSettings(SIGMA, n=4000, mode="cohen").reach
     assert most == pytest.approx(SIGMA * norm.ppf(0.001 ** (1 / 4000)))
     for each, label, distance in zip(found, y.tolist(), DISTANCES.abs().tolist(), strict=True):
         assert each.label == label and each.n == 4000
@@ -101,14 +103,14 @@ def test_radii():
     assert float(corner.norm()) == pytest.approx(0.5) and float(tip.norm()) == pytest.approx(0.5)
 
 
-def test_a_coin_abstains():
+def test_it_abstains_where_two_classes_are_equally_probable():
     classifier = Classifier(lambda x: torch.stack([x[:, 0, 0, 0], x[:, 0, 0, 1]], 1), size=(4, 4), channels=1)
     x = torch.full((8, 1, 4, 4), 0.5)
     for how in ({"mode": "cohen", "n": 500}, {"radii": [0.1], "n": 3000}):
         found = certify(classifier, x, sigma=SIGMA, alpha=0.001, n0=20, **how)  # type: ignore[arg-type]
         assert all(each.label == ABSTAIN and each.radius == 0 and not any(each.verdicts) for each in found)
         assert {each.selected for each in found} == {0, 1}
-    assert certified(found, [each.selected for each in found], 0.0).correct == 0
+    assert certified_accuracy(found, [each.selected for each in found], 0.0).correct == 0
 
 
 def test_a_classifier_that_never_changes_its_mind_is_done_soon():
@@ -137,16 +139,15 @@ def test_neither_batches_nor_other_images_change_anything():
 
 def test_noise_is_normal_and_everybodys_own():
     x = torch.zeros(6, 1, 8, 8)
-    noise = streams(0, None, x)
+    noise = SmoothingNoise(x)
     rows = torch.arange(6).repeat_interleave(40)
-    phases = (SELECTION, ESTIMATION, ATTACK, CHECK)
-    drawn = [draw_noise(noise, x, rows, phase, torch.arange(40).repeat(6)).flatten(1) for phase in phases]
+    drawn = [noise(rows, phase, torch.arange(40).repeat(6)).flatten(1) for phase in range(PHASES)]
     every = torch.cat(drawn).double()  # (960, 64)
     assert kstest(every.flatten().numpy(), "norm").pvalue > 1e-3
     correlation = torch.corrcoef(every) - torch.eye(len(every))
     assert float(correlation.abs().max()) < 6 / 8  # of 460,000 pairs over 64 numbers each
     assert float(correlation.square().mean()) == pytest.approx(1 / 63, rel=0.05)
-    again = draw_noise(noise, x, torch.tensor([2]), ESTIMATION, torch.tensor([7])).flatten()
+    again = noise(torch.tensor([2]), ESTIMATION, torch.tensor([7])).flatten()
     assert torch.equal(again, drawn[1][2 * 40 + 7])
 
 
@@ -175,9 +176,9 @@ def test_the_denoiser_comes_first_and_knows_sigma():
     tall = Classifier(nn.Sequential(nn.AvgPool2d(2), classifier.module or nn.Identity()), size=(8, 8), channels=1)
     x = torch.rand(3, 1, 8, 8, generator=torch.Generator().manual_seed(2))
     found = certify(tall, x, sigma=0.4, denoise=generator.denoise, n0=10, n=60, mode="cohen", radii=())
-    noise = streams(0, None, x)
+    noise = SmoothingNoise(x)
     for row, each in enumerate(found):
-        e = draw_noise(noise, x, torch.full((60,), row), ESTIMATION, torch.arange(60))
+        e = noise(torch.full((60,), row), ESTIMATION, torch.arange(60))
         clean = generator.denoise(x[row] + 0.4 * e, 0.4)
         assert each.hits == int((tall(clean, bounded=False).argmax(1) == each.selected).sum())
     assert not generator.denoise(x, 0.4).requires_grad
@@ -191,14 +192,14 @@ def test_the_denoiser_comes_first_and_knows_sigma():
 def test_what_cannot_be_reached_is_known_before(mode: str, radius: float):
     """And what the sentence says would do is enough, and just so."""
     with pytest.raises(InputError, match=f"radius {radius:g} cannot be certified with sigma 0.25 and 12 ") as refused:
-        check_settings(0.25, [0.01, radius], 0.001, 100, 12, mode)
+        SmoothingSettings(0.25, n=12, mode=mode, radii=[0.01, radius])
     n, sigma = re.findall(r"--samples (\d+)\) or a sigma of at least ([\d.]+)", str(refused.value))[0]
-    check_settings(0.25, [radius], 0.001, 100, int(n), mode)
-    check_settings(float(sigma), [radius], 0.001, 100, 12, mode)
+    SmoothingSettings(0.25, n=int(n), mode=mode, radii=[radius])
+    SmoothingSettings(float(sigma), n=12, mode=mode, radii=[radius])
     with pytest.raises(InputError):
-        check_settings(0.25, [radius], 0.001, 100, int(n) - 1, mode)
+        SmoothingSettings(0.25, n=int(n) - 1, mode=mode, radii=[radius])
     with pytest.raises(InputError):
-        check_settings(0.97 * float(sigma), [radius], 0.001, 100, 12, mode)
+        SmoothingSettings(0.97 * float(sigma), n=12, mode=mode, radii=[radius])
 
 
 def test_n_that_can_certify_nothing_is_refused():
@@ -245,7 +246,7 @@ def test_bad_images(x: Tensor):
     with pytest.raises(InputError, match="give"):
         certify(classifier, x, sigma=SIGMA)
     with pytest.raises(InputError, match="give"):
-        attack_smoothed(classifier, x, torch.zeros(len(x)), sigma=SIGMA, radii=[0.1])
+        smooth_adv(SmoothedClassifier(classifier, SIGMA), x, torch.zeros(len(x)), [0.1])
 
 
 def test_noisy_pixels_may_lie_outside_but_must_be_numbers():
@@ -265,15 +266,15 @@ def certificate(label: int, radius: float) -> Certificate:
 
 def test_certified_accuracy_keeps_those_that_abstain():
     found = [certificate(1, 0.3), certificate(1, 0.1), certificate(0, 0.9), certificate(ABSTAIN, 0.0)]
-    shares = [certified(found, [1, 1, 1, 1], radius).value for radius in (0.0, 0.1, 0.2, 0.3, 0.31)]
+    shares = [certified_accuracy(found, [1, 1, 1, 1], radius).value for radius in (0.0, 0.1, 0.2, 0.3, 0.31)]
     assert shares == [0.5, 0.5, 0.25, 0.25, 0.0]
 
 
 def test_guaranteed_takes_off_what_may_be_wrong():
     for count, alpha in ((500, 0.001), (500, 0.05), (20, 0.001)):
-        wrong = round((0.9 - guaranteed(Accuracy(int(0.9 * count), count), alpha)) * count)
+        wrong = round((0.9 - guaranteed_accuracy(Accuracy(int(0.9 * count), count), alpha)) * count)
         assert binom.sf(wrong, count, alpha) <= 0.001 < binom.sf(wrong - 1, count, alpha)
-    assert guaranteed(Accuracy(1, 500), 0.05) == 0
+    assert guaranteed_accuracy(Accuracy(1, 500), 0.05) == 0
 
 
 # -- the attack --------------------------------------------------------------------------------------------------------
@@ -289,8 +290,10 @@ def test_the_gradient_goes_through_the_denoiser_exactly():
     x, e = torch.rand(2, 1, 8, 8, generator=stream), torch.randn(2, 5, 1, 8, 8, generator=stream)
     y = torch.tensor([0, 2])
 
+    smoothed = SmoothedClassifier(classifier, 0.3, generator.denoise)
+
     def loss(at: Tensor) -> Tensor:
-        return soft_loss(classifier, at, y, e, sigma=0.3, denoise=generator.denoise)
+        return soft_loss(smoothed, at, y, e)
 
     probability = torch.stack([
         classifier(generator.denoise(x[i] + 0.3 * e[i], 0.3), bounded=False).softmax(1)[:, y[i]].mean() for i in (0, 1)
@@ -310,28 +313,30 @@ def test_the_gradient_goes_through_the_denoiser_exactly():
 
 def test_the_attack_crosses_the_plane_where_it_is_and_not_before():
     classifier, x, y = half_space(DISTANCES[:11])
-    radii = (0.1, 0.2, 0.3, 0.4, 0.5)
-    found = attack_smoothed(classifier, x, y, sigma=SIGMA, radii=radii, steps=4)
+    smoothed, radii = SmoothedClassifier(classifier, SIGMA), (0.1, 0.2, 0.3, 0.4, 0.5)
+    found = smooth_adv(smoothed, x, y, radii, steps=4)
     distance = DISTANCES[:11].abs()
-    assert bool((found.fell > distance).all())
+    assert bool((found.fooled_at > distance).all())
     reachable = distance < 0.42
-    assert bool((found.fell <= distance + 0.16)[reachable].all()) and bool((found.fell[:2] == torch.inf).all())
+    assert bool((found.fooled_at <= distance + 0.16)[reachable].all())
+    assert bool((found.fooled_at[:2] == torch.inf).all())
     size = (found.x_adv - x).flatten(1).norm(dim=1)
-    assert bool((size <= found.fell.clamp_max(0.5) + 1e-5).all())
+    assert bool((size <= found.fooled_at.clamp_max(0.5) + 1e-5).all())
     assert float(found.x_adv.min()) >= 0 and float(found.x_adv.max()) <= 1
-    alone = attack_smoothed(classifier, x[4:6], y[4:6], sigma=SIGMA, radii=radii, steps=4, ids=[4, 5], batch_size=100)
-    assert torch.equal(alone.fell, found.fell[4:6])
-    wrong = attack_smoothed(classifier, x[:2], 1 - y[:2], sigma=SIGMA, radii=[0.1])
-    assert wrong.fell.tolist() == [0, 0] and torch.equal(wrong.x_adv, x[:2])
+    alone = smooth_adv(smoothed, x[4:6], y[4:6], radii, steps=4, ids=[4, 5], batch_size=100)
+    assert torch.equal(alone.fooled_at, found.fooled_at[4:6])
+    wrong = smooth_adv(smoothed, x[:2], 1 - y[:2], [0.1])
+    assert wrong.fooled_at.tolist() == [0, 0] and torch.equal(wrong.x_adv, x[:2])
 
 
 def test_the_attack_says_when_no_gradient_flows():
     classifier, x, y = half_space(DISTANCES[:2])
     with pytest.raises(InputError, match="no gradient flows"):
-        attack_smoothed(classifier, x, y, sigma=SIGMA, radii=[0.1], denoise=lambda noisy, _: noisy.detach())
-    for how in ({"radii": []}, {"radii": [-1.0]}, {"radii": [0.1], "steps": 0}, {"radii": [0.1], "check": 10}):
+        smooth_adv(SmoothedClassifier(classifier, SIGMA, lambda noisy, _: noisy.detach()), x, y, [0.1])
+    bad: list[tuple[list[float], Any]] = [([], {}), ([-1.0], {}), ([0.1], {"steps": 0}), ([0.1], {"check": 10})]
+    for radii, how in bad:
         with pytest.raises(InputError, match="give"):
-            attack_smoothed(classifier, x, y, sigma=SIGMA, **how)  # type: ignore[arg-type]
+            smooth_adv(SmoothedClassifier(classifier, SIGMA), x, y, radii, **how)
 
 
 # -- what fits, and training -------------------------------------------------------------------------------------------
@@ -340,12 +345,12 @@ def test_the_attack_says_when_no_gradient_flows():
 def test_a_generator_must_fit_the_classifier():
     network = nn.Sequential(nn.Flatten(), nn.LazyLinear(3))
     names = ("sandal", "sneaker", "shirt")
-    check_fit(Classifier(network, size=(28, 28), channels=1, labels=names), random_generator(size=(28, 28)))
-    check_fit(
+    check_compatible(Classifier(network, size=(28, 28), channels=1, labels=names), random_generator(size=(28, 28)))
+    check_compatible(
         Classifier(network, size=(28, 28), channels=3, labels=names), random_generator(size=(28, 28))
     )  # grey is repeated
-    check_fit(Classifier(network, labels=("other", "names")), random_generator(classes=()))
-    check_fit(Classifier(network), random_generator())
+    check_compatible(Classifier(network, labels=("other", "names")), random_generator(classes=()))
+    check_compatible(Classifier(network), random_generator())
     for size, channels, labels, sentence in (
         ((28, 28), 1, names, "the classifier takes 28x28 pixels, the generator makes 32x32: "),
         ((32, 32), 3, names, "the classifier takes colour images, the generator makes colour with transparency ones"),
@@ -353,7 +358,7 @@ def test_a_generator_must_fit_the_classifier():
     ):
         classifier = Classifier(network, size=size, channels=channels, labels=labels)
         with pytest.raises(InputError, match=sentence):
-            check_fit(classifier, random_generator(size=(32, 32), channels=4))
+            check_compatible(classifier, random_generator(size=(32, 32), channels=4))
 
 
 def test_training_with_noise(tmp_path: Path):

@@ -1,4 +1,4 @@
-"""The sequential test: fair odds by exact sums, coverage and cost over thousands of simulated runs."""
+"""The sequential test: its wealth by exact sums, coverage and cost over thousands of simulated runs."""
 
 from __future__ import annotations
 
@@ -10,11 +10,11 @@ from scipy.integrate import quad
 from scipy.stats import beta, binom, norm
 
 from sfumato.defences.smoothing.sequential_test import (
-    Bets,
+    RunningTest,
     SequentialTest,
     draws_needed,
-    log_evidence,
-    lower_bound,
+    log_wealth,
+    lower_confidence_bound,
     verdicts,
 )
 
@@ -24,46 +24,46 @@ LEVELS = tuple(float(q) for q in norm.cdf([0, 0.5, 1, 1.5, 2]))
 @pytest.mark.parametrize(
     ("hits", "draws", "q"), [(3, 4, 0.5), (18, 20, 0.8413), (40, 40, 0.9772), (5, 9, 0.7), (0, 3, 0.2)]
 )
-def test_the_capital_is_the_mixture_that_it_says(hits: int, draws: int, q: float):
+def test_wealth_is_the_mixture(hits: int, draws: int, q: float):
     """By quadrature, with p = sin^2 so that the density's ends are no trouble."""
     weight = float(beta.sf(q, 0.5, 0.5))
 
-    def capital(angle: float) -> float:
+    def wealth(angle: float) -> float:
         p = math.sin(angle) ** 2
         return (p / q) ** hits * ((1 - p) / (1 - q)) ** (draws - hits) * 2 / math.pi / weight
 
-    expected, _ = quad(capital, math.asin(math.sqrt(q)), math.pi / 2)
-    assert math.exp(float(log_evidence(hits, draws, q))) == pytest.approx(expected, rel=1e-6)
+    expected, _ = quad(wealth, math.asin(math.sqrt(q)), math.pi / 2)
+    assert math.exp(float(log_wealth(hits, draws, q))) == pytest.approx(expected, rel=1e-6)
 
 
 @pytest.mark.parametrize("q", [0.5, 0.8413, 0.9772, 0.03])
-def test_nobody_gets_rich_on_fair_odds(q: float):
-    """The expected capital, summed over all numbers of hits, is 1 at p = q at every time, and less below it."""
+def test_wealth_is_an_e_process(q: float):
+    """Expected wealth, summed over all numbers of hits, is 1 at p = q at every time, and less below it."""
     for draws in (1, 2, 7, 40, 200):
         hits = np.arange(draws + 1)
-        capital = np.exp(log_evidence(hits, draws, q))
-        assert np.dot(binom.pmf(hits, draws, q), capital) == pytest.approx(1, rel=1e-9)
-        assert np.dot(binom.pmf(hits, draws, 0.9 * q), capital) < 1
-        assert np.dot(binom.pmf(hits, draws, q + 0.3 * (1 - q)), capital) > 1
-        assert (np.diff(capital[capital > 0.1]) > 0).all()  # (what is less comes from tails beyond double precision)
+        wealth = np.exp(log_wealth(hits, draws, q))
+        assert np.dot(binom.pmf(hits, draws, q), wealth) == pytest.approx(1, rel=1e-9)
+        assert np.dot(binom.pmf(hits, draws, 0.9 * q), wealth) < 1
+        assert np.dot(binom.pmf(hits, draws, q + 0.3 * (1 - q)), wealth) > 1
+        assert (np.diff(wealth[wealth > 0.1]) > 0).all()  # (what is less comes from tails beyond double precision)
 
 
-def test_evidence_falls_with_the_claim_where_there_is_any():
-    """So the claims that are refuted are all those below a bound, and the bound is where the evidence is 1 / alpha."""
+def test_the_confidence_sequence_is_all_that_is_not_rejected():
+    """Wealth falls with q where there is any: the rejected q are all those below a bound, where it is 1 / alpha."""
     hits, draws = np.array([20, 200, 990, 1000, 5000]), np.array([21, 260, 1000, 1000, 5100])
     q = np.linspace(1e-4, 1 - 1e-6, 4001)
-    for k, t, bound in zip(hits, draws, lower_bound(hits, draws, 0.001), strict=True):
-        evidence = log_evidence(k, t, q)
-        assert ((evidence >= math.log(1000)) == (q <= bound)).all()
-        assert log_evidence(k, t, bound) == pytest.approx(math.log(1000), abs=1e-6)
+    for k, t, bound in zip(hits, draws, lower_confidence_bound(hits, draws, 0.001), strict=True):
+        found = log_wealth(k, t, q)
+        assert ((found >= math.log(1000)) == (q <= bound)).all()
+        assert log_wealth(k, t, bound) == pytest.approx(math.log(1000), abs=1e-6)
         assert bound < k / t
-    assert lower_bound(0, 50, 0.001) == 0
+    assert lower_confidence_bound(0, 50, 0.001) == 0
 
 
 @pytest.mark.parametrize("q", [0.5, 0.8413, 0.9772])
 def test_draws_needed(q: float):
     found = draws_needed(q, 0.001)
-    assert log_evidence(found, found, q) >= math.log(1000) > log_evidence(found - 1, found - 1, q)
+    assert log_wealth(found, found, q) >= math.log(1000) > log_wealth(found - 1, found - 1, q)
     assert (
         math.log(1000) / -math.log(q) < found < 1.3 * math.log(1000) / -math.log(q)
     )  # no test needs fewer than the first
@@ -75,11 +75,11 @@ def test_tables_are_the_first_counts_that_show_something():
     for j, q in enumerate(LEVELS):
         for t, enough, few in zip(test.looks[::37], test.enough[j, ::37], test.few[j, ::37], strict=True):
             if enough <= t:
-                assert log_evidence(enough, t, q) >= math.log(100) > log_evidence(enough - 1, t, q)
+                assert log_wealth(enough, t, q) >= math.log(100) > log_wealth(enough - 1, t, q)
             else:
-                assert enough == t + 1 and log_evidence(t, t, q) < math.log(100)
-            assert few == -1 or log_evidence(t - few, t, 1 - q) >= math.log(100)
-            assert log_evidence(t - few - 1, t, 1 - q) < math.log(100)
+                assert enough == t + 1 and log_wealth(t, t, q) < math.log(100)
+            assert few == -1 or log_wealth(t - few, t, 1 - q) >= math.log(100)
+            assert log_wealth(t - few - 1, t, 1 - q) < math.log(100)
 
 
 def simulate(test: SequentialTest, p: np.ndarray, seed: int) -> tuple[np.ndarray, np.ndarray]:
@@ -127,7 +127,7 @@ def test_as_cohens_100000_draws_at_a_fiftieth_of_them():
     assert np.median(draws) < 800
 
 
-def test_bets_as_they_come_are_the_same_in_any_portions():
+def test_draws_as_they_come_are_the_same_in_any_portions():
     test = SequentialTest.of(LEVELS, 0.01, 900)
     draw = np.random.default_rng(3)
     for p in (0.3, 0.62, 0.8413, 0.95, 1.0):
@@ -135,9 +135,10 @@ def test_bets_as_they_come_are_the_same_in_any_portions():
         said, when = verdicts(*test.crossings(hits.cumsum()[test.looks - 1]))
         expected = int(min(float(when), 900))
         for portion in (1, 13, 400, 900):
-            bets, at = Bets(test), 0
-            while not bets.add(hits[at : at + portion]):
+            running, at = RunningTest(test), 0
+            while not running.decided:
+                assert running.draws == at
+                running.update(hits[at : at + portion])
                 at += portion
-                assert bets.draws == at
-            assert bets.draws == expected and bets.hits == hits[:expected].sum()
-            assert bets.verdict.tolist() == said.tolist()
+            assert running.draws == expected and running.hits == hits[:expected].sum()
+            assert running.verdicts.tolist() == said.tolist()
