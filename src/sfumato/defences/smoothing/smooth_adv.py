@@ -151,7 +151,7 @@ def _best_of_ascent(
             loss = soft_loss(smoothed, leaf, y, e)
             if not loss.requires_grad:
                 raise InputError("no gradient flows through the classifier or the denoiser: attack it without one")
-            gradient = torch.autograd.grad(loss.sum(), leaf)[0] if index < steps else leaf
+            gradient = torch.autograd.grad(loss.sum(), leaf)[0] if index < steps else x_adv
         height = loss.detach().to(highest)
         better = height > highest
         found[better], highest[better] = x_adv[better], height[better]
