@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING
+from dataclasses import dataclass, fields, replace
+from typing import TYPE_CHECKING, Any, Self
 
 import torch
 from torch import Tensor
 
 from sfumato.attacks.batching import answers, checked, gradients, random_start
-from sfumato.attacks.losses import reached
+from sfumato.attacks.losses import margin, reached
 from sfumato.attacks.norms import check_norm, per_sample
 from sfumato.core.streams import Streams, streams_for
 
@@ -20,8 +20,18 @@ if TYPE_CHECKING:
 BALLS = ("Linf", "L2", "L1")  # norms of the attacks that follow a gradient in a ball
 
 
+class Rows:
+    """A dataclass with one row a sample in each of its tensors: ``some[rows]`` is that of some samples."""
+
+    def __getitem__(self, rows: Tensor | slice) -> Self:
+        """By the samples' numbers, a mask or a slice; what is no tensor stays."""
+        own: Any = self
+        values = {field.name: getattr(self, field.name) for field in fields(own)}
+        return replace(own, **{name: value[rows] for name, value in values.items() if isinstance(value, Tensor | Rows)})
+
+
 @dataclass(frozen=True)
-class AttackContext:
+class AttackContext(Rows):
     """Samples under attack, one row each.
 
     Args:
@@ -69,10 +79,6 @@ class AttackContext:
     def __len__(self) -> int:
         return len(self.x)
 
-    def __getitem__(self, rows: Tensor | slice) -> AttackContext:
-        """Some of the samples, by their numbers or a mask."""
-        return replace(self, x=self.x[rows], y=self.y[rows], eps=self.eps[rows], ids=self.ids[rows])
-
     def answers(self, x: Tensor) -> Tensor:
         """Logits (n, K) of any number of points, without gradients."""
         return answers(self.classifier, x, self.batch_size)
@@ -86,6 +92,10 @@ class AttackContext:
     def reached(self, logits: Tensor) -> Tensor:
         """(B,) bool: logits that say what the attack wants."""
         return reached(logits, self.y, self.targeted)
+
+    def margin(self, logits: Tensor) -> Tensor:
+        """(B,) the margin that the attack raises: above 0 where it has what it wants."""
+        return -margin(logits, self.y) if self.targeted else margin(logits, self.y)
 
     def streams(self, salt: int) -> Streams:
         """The samples' random numbers; ``salt`` keeps several uses apart."""

@@ -13,9 +13,8 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
-from sfumato.attacks.apgd import likely_targets
 from sfumato.attacks.batching import answers, checked, gradients, random_start
-from sfumato.attacks.losses import reached
+from sfumato.attacks.losses import likely_targets, reached
 from sfumato.attacks.norms import check_norm, flat, norm_of, per_sample
 from sfumato.attacks.registry import ATTACKS
 from sfumato.attacks.verify import or_clean

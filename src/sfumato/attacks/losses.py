@@ -53,6 +53,12 @@ def targeted_dlr(logits: Tensor, y: Tensor, target: Tensor) -> Tensor:
     return gap / (top[:, 0] - (top[:, 2] + top[:, 3]) / 2 + _TINY)
 
 
+def likely_targets(logits: Tensor, y: Tensor, count: int) -> Tensor:
+    """The ``count`` most likely classes other than ``y``, most likely first, (B, T) with T at most K - 1."""
+    others = logits.scatter(1, y[:, None], float("-inf"))
+    return others.argsort(dim=1, descending=True)[:, : min(count, logits.shape[1] - 1)]
+
+
 def toward(loss: Loss, targeted: bool) -> Loss:
     """The loss to raise: ``loss`` itself, or its negative where ``y`` are the labels wanted."""
     return (lambda logits, y: -loss(logits, y)) if targeted else loss

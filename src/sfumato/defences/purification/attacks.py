@@ -14,10 +14,11 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from sfumato.attacks.apgd import climb
 from sfumato.attacks.ascent import ascend
+from sfumato.attacks.auto_pgd import Goal, auto_pgd
 from sfumato.attacks.batching import random_start
-from sfumato.attacks.losses import cross_entropy, dlr, margin
+from sfumato.attacks.context import AttackContext
+from sfumato.attacks.losses import Loss, cross_entropy, dlr, margin
 from sfumato.classifiers import Classifier
 from sfumato.core.errors import InputError
 from sfumato.core.streams import mix_seed, streams_for
@@ -88,6 +89,14 @@ class Scene:
         """A random point of the ball."""
         return random_start(self.x, self.norm, self.radius, streams_for(self.x, self.seed, self.ids, _SALT + salt))
 
+    def apgd(self, target: Classifier, loss: Loss, steps: int, salt: int, batch_size: int | None = None) -> Tensor:
+        """One run of APGD to the end on a deterministic classifier, from a random point: the point of highest loss."""
+        context = AttackContext.of(
+            target, self.x, self.y, norm=self.norm, eps=self.eps, batch_size=batch_size, attack="apgd"
+        )
+        goal = Goal(lambda logits, y, _: loss(logits, y), context.y, context.y)
+        return auto_pgd(context, self.start(salt), goal, steps, stop=False)
+
     @torch.no_grad()
     def said(self, x: Tensor, phase: int, count: int) -> Tensor:
         """(count, B, K) logits of the defence for ``x``, draw by draw."""
@@ -123,10 +132,7 @@ def methods(purifier: Purifier) -> dict[str, Method]:
 
 def transfer(scene: Scene) -> Tensor:
     """APGD on the margin of the bare classifier, to the end: the most wrong image, which knows of no purifier."""
-    return climb(
-        scene.classifier, scene.x, scene.y, scene.start(1), lambda logits, y, _: margin(logits, y), (scene.y, scene.y),
-        scene.norm, scene.radius, scene.effort.fixed_steps, stop=False,
-    )  # fmt: skip
+    return scene.apgd(scene.classifier, margin, scene.effort.fixed_steps, 1)
 
 
 def bpda(scene: Scene) -> Tensor:
@@ -155,10 +161,7 @@ def exact_apgd(scene: Scene) -> Tensor:
             scene.classifier, scene.purifier, draws=scene.effort.draws, fixed=True,
             seed=mix_seed(scene.seed, _SALT + restart),
         )  # fmt: skip
-        return climb(
-            mean, scene.x, scene.y, scene.start(50 + restart), lambda logits, y, _: dlr(logits, y), (scene.y, scene.y),
-            scene.norm, scene.radius, scene.effort.steps, batch_size=len(scene.x), stop=False,
-        )  # fmt: skip
+        return scene.apgd(mean, dlr, scene.effort.steps, 50 + restart, batch_size=len(scene.x))
 
     return _best(scene, run)
 
