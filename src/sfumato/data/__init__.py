@@ -18,7 +18,5 @@ from sfumato.data.imageset import ImageSet
 from sfumato.data.preview import captioned_grid, preview
 from sfumato.data.sources import SPLITS, load
 
-__all__ = [
-    "SOURCES", "SPLITS", "CaptionReport", "ImageSet", "Report", "cache_folder", "captioned_grid", "check", "fit_array",
-    "load", "preview", "suggest_size",
-]  # fmt: skip
+__all__ = ["SOURCES", "SPLITS", "CaptionReport", "ImageSet", "Report", "cache_folder", "captioned_grid", "check"]
+__all__ += ["fit_array", "load", "preview", "suggest_size"]

@@ -21,7 +21,7 @@ from pathlib import Path
 from typing import Any
 
 from sfumato.core.errors import InputError
-from sfumato.data.decode import SUFFIXES, draw
+from sfumato.data.decode import SUFFIXES, hashed
 from sfumato.data.listing import relative, some
 
 NAMES = ("metadata.jsonl", "metadata.csv")  # of two in one folder the first is used
@@ -45,7 +45,7 @@ class Captions:
 
 @dataclass
 class _Found:
-    """What is said about one image before it is looked at: its texts as they stand, and the rest of its first row."""
+    """What a source holds about one image before it is looked at: its texts as they stand, and the rest of its first row."""
 
     texts: list[str] = field(default_factory=list)
     row: Mapping[str, Any] = field(default_factory=dict)
@@ -94,14 +94,14 @@ def variants(text: str, row: Mapping[str, Any], name: str) -> tuple[str, ...]:
     group, subgroup = _listed(row.get("group")), [_plain(s) for s in _listed(row.get("subgroup"))]
     if not (keywords or short or group or subgroup):
         return (text,)
-    others = sorted((k for k in keywords if k.lower() != text.lower()), key=lambda k: draw(f"keyword {k}", name))
-    orders = [sorted(keywords, key=lambda k: draw(f"order {i} {k}", name)) for i in range(4)]
-    made = [_plain_order(text), *sorted(short, key=lambda s: draw(f"short {s}", name))[:2]]
+    others = sorted((k for k in keywords if k.lower() != text.lower()), key=lambda k: hashed(f"keyword {k}", name))
+    orders = [sorted(keywords, key=lambda k: hashed(f"order {i} {k}", name)) for i in range(4)]
+    made = [_plain_order(text), *sorted(short, key=lambda s: hashed(f"short {s}", name))[:2]]
     made += [f"{text}, {word}" for word in others[:1]] + [f"{text}, {', '.join(others[1:3])}"] * (len(others) > 1)
-    made += [", ".join(order[: 1 + (i + draw("length", name)) % 3]) for i, order in enumerate(orders) if order]
+    made += [", ".join(order[: 1 + (i + hashed("length", name)) % 3]) for i, order in enumerate(orders) if order]
     made += [f"{text}, {word}" for word in group + subgroup]
     different = [t for t in dict.fromkeys(made) if t.lower() != text.lower() and 0 < len(t) <= MOST]
-    chosen = sorted(different, key=lambda t: draw(f"variant {t}", name))[: VARIANTS // 2]
+    chosen = sorted(different, key=lambda t: hashed(f"variant {t}", name))[: VARIANTS // 2]
     return (text,) * max(1, len(chosen)) + tuple(chosen)
 
 
@@ -312,15 +312,15 @@ def _usable(root: Path, images: Sequence[Path], found: Mapping[Path, _Found], re
     captions = Captions()
     dropped: list[str] = []
     for image in images:
-        said = found.get(image, _Found())
+        caption = found.get(image, _Found())
         name = relative(image, root)
-        texts, why = _tidied(said.texts) if said.texts else ([], said.trouble)
+        texts, why = _tidied(caption.texts) if caption.texts else ([], caption.trouble)
         if not texts:
             captions.without.append((image, why))
             continue
         if why:
             dropped.append(name)
-        captions.texts[image] = (*variants(texts[0], said.row, name), *texts[1:])
+        captions.texts[image] = (*variants(texts[0], caption.row, name), *texts[1:])
     if dropped:
         remarks.append(f"texts of more than {MOST:,} characters are left out, of {some(dropped)}")
     if not captions.texts:

@@ -13,12 +13,12 @@ from statistics import median
 from typing import Any
 
 from sfumato.data.builtin import SOURCES
-from sfumato.data.decode import Decoded, Progress
+from sfumato.data.decode import Decoded, Notify
 from sfumato.data.fit import Size, check_fit, check_size
 from sfumato.data.folder import decode_folder
 from sfumato.data.hub import decode_hub
 from sfumato.data.imageset import ImageSet
-from sfumato.data.sources import SPLITS, existing, load
+from sfumato.data.sources import SPLITS, DataSource, existing, load
 
 _MODES = {1: "L", 3: "RGB", 4: "RGBA"}
 _WITHOUT = 5  # images without a caption that are named to people
@@ -108,9 +108,8 @@ class Report:
 
 
 def check(
-    source: str | Path | ImageSet, *, size: int | tuple[int, int] | None = None, fit: str = "crop",
-    progress: Progress | None = None,
-) -> Report:  # fmt: skip
+    source: DataSource, *, size: int | tuple[int, int] | None = None, fit: str = "crop", progress: Notify | None = None
+) -> Report:
     """Decode all of ``source`` and report on it; ``size``, ``fit``, ``progress`` and errors as in :func:`load`.
 
     What is decoded stays in the cache: training with the same size and fit starts at once.
@@ -127,7 +126,7 @@ def check(
     return _of_arrays(sets, wanted, list(remarks))
 
 
-def _decoded(source: str | Path | ImageSet, size: Size | None, fit: str, progress: Progress | None) -> Decoded | None:
+def _decoded(source: DataSource, size: Size | None, fit: str, progress: Notify | None) -> Decoded | None:
     """``source`` decoded when it is made of files; None when it is arrays already."""
     if isinstance(source, ImageSet) or (isinstance(source, str) and source in SOURCES):
         return None
@@ -211,7 +210,7 @@ def _of_captions(captions: Sequence[Sequence[str]], without: list[tuple[str, str
     )
 
 
-def _name(source: str | Path | ImageSet) -> str:
+def _name(source: DataSource) -> str:
     return str(source) if str(source).startswith("hf:") else Path(str(source)).expanduser().resolve().name
 
 

@@ -34,7 +34,7 @@ _SEE_THROUGH = "sfumato:transparent"  # in an opened image's info: parts of it w
 _CHUNK = 64  # images decoded between two writes
 SPLIT_FROM = 50  # readable images: with fewer, a test split would say nothing and the training split would miss them
 
-Progress = Callable[[int, int], None]  # (images done, images in all)
+Notify = Callable[[int, int], None]  # (images done, images in all)
 
 
 @dataclass(frozen=True)
@@ -46,6 +46,17 @@ class Entry:
     label: int | None = None
     split: str | None = None  # "train" | "test" | None: by the hash of its name
     captions: tuple[str, ...] | None = None  # all entries of a source have some, or none has
+
+
+@dataclass(frozen=True)
+class Listing:
+    """What a source holds before anything is decoded. ``slot`` and ``identity`` are those of :func:`cached`."""
+
+    source: str  # as the user named it, for messages
+    slot: list[Any]
+    identity: Any
+    entries: Sequence[Entry]
+    classes: Sequence[str]
 
 
 @dataclass(frozen=True)
@@ -97,35 +108,27 @@ class _Pixels:
     digest: bytes  # of the pixels before they were brought to size
 
 
-def decode_cached(
-    what: str,
-    slot: list[Any],
-    identity: Any,
-    entries: Sequence[Entry],
-    classes: Sequence[str],
-    size: Size | None,
-    fit: str,
-    progress: Progress | None = None,
-) -> Decoded:
-    """``entries`` decoded, from the cache where nothing changed; InputError naming ``what`` when none can be read."""
+def decode_cached(listing: Listing, size: Size | None, fit: str, progress: Notify | None = None) -> Decoded:
+    """The entries decoded, from the cache where nothing changed; InputError naming the source when none can be read."""
+    entries = listing.entries
 
     def build(append: Append) -> dict[str, Any]:
         notes = decode_all(entries, size, fit, append, progress)
         if not notes.get("labels"):
             name, reason = notes["unreadable"][0]
             raise InputError(
-                f"data {what!r}: none of its {len(entries)} images can be read (the first, {name}: {reason}); "
+                f"data {listing.source!r}: none of its {len(entries)} images can be read (the first, {name}: {reason}); "
                 "give images that open"
             )
         return notes
 
-    images, notes = cached([*slot, size, fit], identity, build)
+    images, notes = cached([*listing.slot, size, fit], listing.identity, build)
     if notes["grey"]:
         images = images[..., :1]
     labels = np.array([-1 if label is None else label for label in notes["labels"]], np.int64)
     captions = {entry.name: entry.captions for entry in entries if entry.captions is not None}
     texts = tuple(captions[name] for name in notes["names"]) if captions else None
-    return Decoded(images, notes, labels, tuple(classes), texts)
+    return Decoded(images, notes, labels, tuple(listing.classes), texts)
 
 
 def skipped(unreadable: Sequence[Sequence[str]], total: int) -> str:
@@ -136,7 +139,7 @@ def skipped(unreadable: Sequence[Sequence[str]], total: int) -> str:
 
 
 def decode_all(
-    entries: Sequence[Entry], size: Size | None, fit: str, append: Append, progress: Progress | None = None
+    entries: Sequence[Entry], size: Size | None, fit: str, append: Append, progress: Notify | None = None
 ) -> dict[str, Any]:
     """Decode ``entries`` to ``append``, training images first; what is unreadable is left out and listed.
 
@@ -206,7 +209,7 @@ def hash_split(name: str, captioned: bool = False) -> str:
 
     A name's split never changes, whatever else is added.
     """
-    return "test" if draw("split", name) % (20 if captioned else 10) == 0 else "train"
+    return "test" if hashed("split", name) % (20 if captioned else 10) == 0 else "train"
 
 
 def open_image(source: Path | bytes, most: Size | None = None, alpha: bool = False) -> Image.Image:
@@ -352,10 +355,10 @@ def _split(entry: Entry) -> str:
 
 
 def _order(entry: Entry) -> tuple[bool, int, str]:
-    return _split(entry) == "test", draw("order", entry.name), entry.name
+    return _split(entry) == "test", hashed("order", entry.name), entry.name
 
 
-def draw(purpose: str, name: str) -> int:
+def hashed(purpose: str, name: str) -> int:
     """A number that looks random, from 0 to 2^64 - 1, and is the same for this purpose and name on any machine."""
     data = f"{purpose}:{name}".encode("utf-8", "surrogateescape")
     return int.from_bytes(hashlib.sha256(data).digest()[:8], "big")

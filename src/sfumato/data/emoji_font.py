@@ -16,7 +16,7 @@ from PIL import __version__ as pillow_version
 
 from sfumato.core.errors import InputError
 from sfumato.data.captions import variants
-from sfumato.data.decode import draw, hash_split
+from sfumato.data.decode import hash_split, hashed
 from sfumato.data.fit import fit_image
 from sfumato.data.imageset import ImageSet
 
@@ -64,7 +64,7 @@ def draw_emoji(path: Path, split: str) -> ImageSet:
     except OSError as error:
         raise InputError(f"font {str(path)!r} cannot be used ({error}): give {FONT} with bitmaps of 136x128") from error
     rows = {_file_name(emoji): (emoji, row) for emoji, row in _named()}
-    chosen = sorted((n for n in rows if hash_split(n, captioned=True) == split), key=lambda n: draw("order", n))
+    chosen = sorted((n for n in rows if hash_split(n, captioned=True) == split), key=lambda n: hashed("order", n))
     images: list[np.ndarray] = []
     captions: list[tuple[str, ...]] = []
     for name in chosen:

@@ -11,7 +11,7 @@ import numpy as np
 
 from sfumato.core.errors import InputError
 from sfumato.data.captions import Captions, find_captions
-from sfumato.data.decode import Decoded, Entry, Progress, decode_cached
+from sfumato.data.decode import Decoded, Entry, Listing, Notify, decode_cached
 from sfumato.data.fit import Size
 from sfumato.data.imageset import ImageSet
 from sfumato.data.listing import listed, natural, relative, some, walk
@@ -30,7 +30,7 @@ class Scan:
 
 
 def load_folder(
-    path: Path, *, split: str = "train", size: Size | None = None, fit: str = "crop", progress: Progress | None = None
+    path: Path, *, split: str = "train", size: Size | None = None, fit: str = "crop", progress: Notify | None = None
 ) -> ImageSet:
     """The images below ``path``: captioned, or labelled by its sub-folders; split by ``train`` and ``test`` (or ``val``).
 
@@ -39,11 +39,11 @@ def load_folder(
     return decode_folder(path, size, fit, progress).to_set(path.resolve().name, split, str(path))
 
 
-def decode_folder(path: Path, size: Size | None, fit: str, progress: Progress | None = None) -> Decoded:
+def decode_folder(path: Path, size: Size | None, fit: str, progress: Notify | None = None) -> Decoded:
     """All images below ``path``; classes without a readable image are left out. InputError when none can be read."""
     scan = scan_folder(path)
     slot, identity = ["folder", str(path.resolve())], _identity(scan.entries)
-    decoded = decode_cached(str(path), slot, identity, scan.entries, scan.classes, size, fit, progress)
+    decoded = decode_cached(Listing(str(path), slot, identity, scan.entries, scan.classes), size, fit, progress)
     kept = [i for i in range(len(scan.classes)) if (decoded.labels == i).any()]
     bare = [name for i, name in enumerate(scan.classes) if i not in kept]
     remarks = scan.remarks + [f"class {name!r} has no readable image and is left out" for name in bare]

@@ -10,7 +10,7 @@ from typing import Any
 
 from sfumato.core.errors import InputError
 from sfumato.data.captions import captioned
-from sfumato.data.decode import Decoded, Entry, Progress, decode_cached
+from sfumato.data.decode import Decoded, Entry, Listing, Notify, decode_cached
 from sfumato.data.fit import Size
 from sfumato.data.imageset import ImageSet
 
@@ -19,7 +19,7 @@ _TEST_NAMES = ("test", "validation", "valid", "val")
 
 
 def load_hub(
-    source: str, *, split: str = "train", size: Size | None = None, fit: str = "crop", progress: Progress | None = None
+    source: str, *, split: str = "train", size: Size | None = None, fit: str = "crop", progress: Notify | None = None
 ) -> ImageSet:
     """``hf:owner/name``: its first image column, and its first class-label column; where it has none, its captions.
 
@@ -31,7 +31,7 @@ def load_hub(
     return decode_hub(source, size, fit, progress).to_set(name, split, source)
 
 
-def decode_hub(source: str, size: Size | None, fit: str, progress: Progress | None = None) -> Decoded:
+def decode_hub(source: str, size: Size | None, fit: str, progress: Notify | None = None) -> Decoded:
     """Both splits of ``source`` decoded; the errors are those of :func:`load_hub`."""
     name = source.removeprefix("hf:")
     if not re.fullmatch(r"[\w.-]+/[\w.-]+", name):
@@ -51,7 +51,7 @@ def decode_hub(source: str, size: Size | None, fit: str, progress: Progress | No
         captions, uncaptioned = captioned({e.name: t for e, t in zip(entries, texts, strict=True)}, source)
         entries = [replace(e, captions=captions[e.name]) for e in entries if e.name in captions]
     identity = [[split, table._fingerprint, len(table)] for split, table in tables]
-    decoded = decode_cached(source, ["hub", name], identity, entries, classes, size, fit, progress)
+    decoded = decode_cached(Listing(source, ["hub", name], identity, entries, classes), size, fit, progress)
     return replace(decoded, uncaptioned=uncaptioned)
 
 

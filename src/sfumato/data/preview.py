@@ -14,9 +14,8 @@ from torch import Tensor
 
 from sfumato.core.errors import InputError
 from sfumato.core.pictures import grid, named_rows, on_white, to_bytes
-from sfumato.data.decode import Progress
-from sfumato.data.imageset import ImageSet
-from sfumato.data.sources import load
+from sfumato.data.decode import Notify
+from sfumato.data.sources import DataSource, load
 
 _ROWS, _COLUMNS = 12, 12
 _CAPTIONED = 36  # images of a captioned preview
@@ -25,9 +24,8 @@ _LINES = 2  # of text below an image
 
 
 def preview(
-    source: str | Path | ImageSet, *, size: int | tuple[int, int] | None = None, fit: str = "crop",
-    progress: Progress | None = None,
-) -> Image.Image:  # fmt: skip
+    source: DataSource, *, size: int | tuple[int, int] | None = None, fit: str = "crop", progress: Notify | None = None
+) -> Image.Image:
     """Training images as they are fed to a model: a row of 12 a class, at most 12 classes; else a square.
 
     Of a captioned set 36, each with its caption below.

@@ -12,7 +12,7 @@ import numpy as np
 from sfumato.core.errors import InputError, nearest
 from sfumato.data.builtin import SOURCES
 from sfumato.data.cache import Append, cached
-from sfumato.data.decode import Progress
+from sfumato.data.decode import Notify
 from sfumato.data.fit import Size, check_fit, check_size, common_background, fit_array
 from sfumato.data.folder import load_folder
 from sfumato.data.hub import load_hub
@@ -20,18 +20,19 @@ from sfumato.data.imageset import ImageSet
 from sfumato.data.npz import load_npz
 
 SPLITS = ("train", "test")
+DataSource = str | Path | ImageSet
 
 _SMALL = 4_000_000  # bytes: less is computed anew each time, not cached
 _CHUNK = 256
 
 
 def load(
-    source: str | Path | ImageSet,
+    source: DataSource,
     *,
     split: str = "train",
     size: int | tuple[int, int] | None = None,
     fit: str = "crop",
-    progress: Progress | None = None,
+    progress: Notify | None = None,
 ) -> ImageSet:
     """The images of ``source``, decoded once: later calls map the decoded pixels from the cache.
 
