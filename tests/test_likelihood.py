@@ -252,12 +252,12 @@ def test_a_model_finds_its_own_images_likelier_than_noise(generator: Generator) 
     assert inside.mean_error > 0 and bool((inside.error > 0).all())
 
 
-def test_a_label_is_heard(generator: Generator) -> None:
+def test_scores_are_conditioned_on_a_label(generator: Generator) -> None:
     x = pictures(3, seed=1).pixels(slice(0, 3))
-    told = score(generator, x, ["red", "green", "blue"])
-    assert not torch.equal(told.bits, score(generator, x).bits)
+    conditional = score(generator, x, ["red", "green", "blue"])
+    assert not torch.equal(conditional.bits, score(generator, x).bits)
     same = score(generator, x, condition=Condition(label=torch.arange(3)))
-    assert torch.equal(told.bits, same.bits)
+    assert torch.equal(conditional.bits, same.bits)
 
 
 def test_the_figure_holds_the_three_estimates(generator: Generator, tmp_path: Path) -> None:
@@ -281,7 +281,7 @@ def test_the_figure_holds_the_three_estimates(generator: Generator, tmp_path: Pa
         ((2, 1, 8, 8), {"draws": 1}, "too few"),
         ((2, 1, 8, 8), {"label": "purple"}, "unknown label"),
         ((2, 1, 8, 8), {"prompt": "a red bar"}, "trained with labels"),
-        ((2, 1, 8, 8), {"label": ["red", "blue"], "method": "integral", "draws": 2}, "all be told the same"),
+        ((2, 1, 8, 8), {"label": ["red", "blue"], "method": "integral", "draws": 2}, "all have the same condition"),
     ],
 )
 def test_bad_input(generator: Generator, shape: tuple[int, ...], how: dict, says: str) -> None:
@@ -301,13 +301,13 @@ def test_models_that_cannot_be_scored(tmp_path: Path) -> None:
     x = torch.zeros(3, 1, 8, 8)
     with pytest.raises(InputError, match="needs all noise levels"):
         score(Generator.from_pretrained(tmp_path / "rung"), x)
-    told = Generator.from_pretrained(tmp_path / "told")
+    conditional = Generator.from_pretrained(tmp_path / "told")
     with pytest.raises(InputError, match="drop=0"):
-        score(told, x)
-    assert score(told, x, ["red", "green", "blue"], draws=4).bits.shape == (3,)
+        score(conditional, x)
+    assert score(conditional, x, ["red", "green", "blue"], draws=4).bits.shape == (3,)
 
 
-# -- foreign images -------------------------------------------------------------------------------------------------------
+# -- out-of-distribution images -------------------------------------------------------------------------------------------------------
 
 
 def test_auroc_is_that_of_scikit_learn_with_ties() -> None:

@@ -13,9 +13,21 @@ from sfumato.likelihood.figure import integration_figure
 from sfumato.likelihood.flow import flow
 from sfumato.likelihood.integral import Integral, integral
 from sfumato.likelihood.outliers import Auroc, auroc, png_bits
-from sfumato.likelihood.score import METHODS, Score, score
+from sfumato.likelihood.score import METHODS, Score, ScoreSettings, score
 
 __all__ = [
-    "METHODS", "Auroc", "Bound", "DenoiseAt", "Integral", "Score", "auroc", "bound", "flow", "integral",
-    "integration_figure", "png_bits", "score",
-]  # fmt: skip
+    "METHODS",
+    "Auroc",
+    "Bound",
+    "DenoiseAt",
+    "Integral",
+    "Score",
+    "ScoreSettings",
+    "auroc",
+    "bound",
+    "flow",
+    "integral",
+    "integration_figure",
+    "png_bits",
+    "score",
+]

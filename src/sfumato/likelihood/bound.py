@@ -17,14 +17,14 @@ from sfumato.samplers import Noise
 DenoiseAt = Callable[[Tensor, Tensor, int], Tensor]  # (z (B, C, h, w), sigma (B,), stage) -> x^ (B, C, h, w)
 
 DRAWS = 32
-FLOOR = CELL / 4  # where an 8-bit image is told: lower, a network errs by more than the last term falls
+FLOOR = CELL / 4  # where an 8-bit image is decoded: lower, a network errs by more than the last term falls
 SCALE = 0.05  # levels are drawn uniformly in log(s / (s + SCALE)), about as often as they add to the sum
 
 
 class Bound(NamedTuple):
     """The terms of the bound, in nats."""
 
-    prior: Tensor  # (B,): what z_0 still tells of the image
+    prior: Tensor  # (B,): the information that z_0 has of the image
     stages: Tensor  # (B, S): the denoising errors of each stage; the jumps between them cost nothing
     reconstruction: Tensor  # (B,): what is left open at the last noise level
     variance: Tensor  # (B,): of ``total``, from drawing noise and levels
@@ -55,7 +55,7 @@ def bound(
         x: (B, C, H, W) in [-1, 1] space; where ``eight_bit``, of 8-bit values.
         noise: the streams of these images; equal ones give common noise and levels, for paired comparisons.
         draws: evaluations of the denoiser an image, at least two a stage.
-        floor: the level at which the image is told.
+        floor: the noise level at which the image is decoded.
         eight_bit: whether the result is the probability of an 8-bit image, or a density at x.
 
     Raises:
@@ -63,8 +63,10 @@ def bound(
     """
     finest = ladder.stages - 1
     if ladder.jumps[finest] <= floor:
-        raise InputError(f"the finest stage begins at noise level {ladder.jumps[finest]:.2g}: a likelihood needs one "
-                         f"over {floor:.2g}; train with other jumps")  # fmt: skip
+        raise InputError(
+            f"the finest stage begins at noise level {ladder.jumps[finest]:.2g}: a likelihood needs one over {floor:.2g}; "
+            "train with other jumps"
+        )
     spans = _spans(ladder, floor)
     sums, variances = [], torch.zeros(len(x), dtype=torch.float64, device=x.device)
     for stage, ((low, high), count) in enumerate(zip(spans, _shares(spans, draws), strict=True)):

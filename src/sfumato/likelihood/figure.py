@@ -11,7 +11,7 @@ from PIL import Image
 from torch import Tensor
 
 from sfumato.likelihood.integral import NOISE, SAMPLES, integral
-from sfumato.likelihood.score import _checked, decoder, integral_bits, per_sample, score, told
+from sfumato.likelihood.score import condition_of, decoder, eight_bit, integral_bits, per_sample, score
 
 if TYPE_CHECKING:
     from sfumato.conditions.requests import Labels, Prompts
@@ -38,7 +38,7 @@ def integration_figure(
     Args:
         generator: the model.
         x: (N, C, H, W) in [0, 1]; the first ``MOST_IMAGES`` of them are used.
-        label, prompt: what all of them are told.
+        label, prompt: the condition of all of them.
         samples: of the integral.
         seed: of everything.
 
@@ -50,21 +50,22 @@ def integration_figure(
     Raises:
         InputError: as ``score``.
     """
-    x = _checked(generator, x[:MOST_IMAGES])
+    x = eight_bit(generator, x[:MOST_IMAGES])
     pixels = (x + 1) / 2
-    c = told(generator, len(x), label, prompt).to(generator.device)
-    draw, cost = decoder(generator, c, samples, seed), per_sample(generator)
+    c = condition_of(generator, len(x), label, prompt).to(generator.device)
+    draw, cost = decoder(generator, c, seed), per_sample(generator)
     drawn = torch.cat([draw(first, min(_BATCH, samples - first)) for first in range(0, samples, _BATCH)])
     curves = []
     for noise in NOISES:
         found = integral(lambda first, n: drawn[first : first + n], x.to(drawn), samples, 2 * noise)
-        curves.append({
+        curve = {
             "noise": noise,
             "least": math.log2(noise * 255 * math.sqrt(2 * math.pi)),
             "effective_samples": float(found.effective.median()),
             "evaluations": (found.counts * cost).tolist(),
             "bits": integral_bits(found, x[0].numel()).mean(1).tolist(),
-        })  # fmt: skip
+        }
+        curves.append(curve)
     least = 2 * generator.ladder.stages
     bounds = [score(generator, pixels, label, prompt=prompt, draws=max(n, least), seed=seed) for n in _DRAWS]
     ode = score(generator, pixels, label, prompt=prompt, method="ode", seed=seed)
@@ -83,17 +84,17 @@ def _draw(numbers: dict[str, Any]) -> Image.Image:
 
     figure = Figure(figsize=(7.6, 4.8), dpi=120, layout="constrained")
     axes = figure.subplots()
+    bound, ode, samples = numbers["bound"], numbers["ode"], numbers["samples"]
     for curve, colour in zip(numbers["integral"], ("C3", "C1"), strict=True):
-        axes.plot(curve["evaluations"], curve["bits"], color=colour,
-                  label=f"integral with noise {curve['noise']:g}: {curve['bits'][-1]:.1f} bits/dim after "
-                        f"{numbers['samples']:,} samples, of which {curve['effective_samples']:.1f} count")  # fmt: skip
-        axes.axhline(curve["least"], color=colour, linestyle=":", linewidth=1,
-                     label=f"the least that noise {curve['noise']:g} leaves possible: {curve['least']:.1f} bits/dim")  # fmt: skip
-    axes.plot(numbers["bound"]["evaluations"], numbers["bound"]["bits"], "o-", color="C0", markersize=4,
-              label=f"bound of the ladder: {numbers['bound']['bits'][-1]:.2f} bits/dim")  # fmt: skip
-    ode = numbers["ode"]
-    axes.plot([ode["evaluations"]], [ode["bits"]], "s", color="C2",
-              label=f"exact change of variables (ODE): {ode['bits']:.2f} bits/dim")  # fmt: skip
+        name = f"integral with noise {curve['noise']:g}: {curve['bits'][-1]:.1f} bits/dim after {samples:,} samples, "
+        name += f"of which {curve['effective_samples']:.1f} count"
+        least = f"the least that noise {curve['noise']:g} leaves possible: {curve['least']:.1f} bits/dim"
+        axes.plot(curve["evaluations"], curve["bits"], color=colour, label=name)
+        axes.axhline(curve["least"], color=colour, linestyle=":", linewidth=1, label=least)
+    name = f"bound of the ladder: {bound['bits'][-1]:.2f} bits/dim"
+    axes.plot(bound["evaluations"], bound["bits"], "o-", color="C0", markersize=4, label=name)
+    name = f"exact change of variables (ODE): {ode['bits']:.2f} bits/dim"
+    axes.plot([ode["evaluations"]], [ode["bits"]], "s", color="C2", label=name)
     axes.set_xscale("log")
     axes.set_ylim(0, min(MOST_BITS, 1.05 * max(curve["bits"][0] for curve in numbers["integral"])))
     axes.set_xlabel("evaluations of the network an image")

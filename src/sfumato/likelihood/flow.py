@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 
 import torch
 from torch import Tensor
@@ -11,6 +12,8 @@ from sfumato.ladder import Ladder, coarse, pool
 from sfumato.likelihood.bound import DenoiseAt
 from sfumato.likelihood.pixels import FLOOR, dequantise, on_grid
 from sfumato.samplers import Noise
+
+Velocity = Callable[[Tensor, float], tuple[Tensor, Tensor]]  # z, log s -> dz / d log s, its divergence (B,)
 
 STEPS = 40
 ORDER = 4  # evaluations of the denoiser a step
@@ -50,7 +53,9 @@ def flow(
         probe = None if exact else _signs(noise(ladder.shape(stage))).to(z)
         for low, high in _segments(ladder, stage, floor):
             count = max(1, round(steps * math.log(high / low) / whole))
-            z, grown = _climb_down(denoise, ladder, z, stage, low, high, count, probe, eight_bit and stage == finest)
+            grid = eight_bit and stage == finest
+            fading = stage > 0 and high > ladder.plain[stage]
+            z, grown = _runge_kutta(_velocity(denoise, ladder, stage, fading, probe, grid), z, low, high, count)
             nats -= grown
         jump = ladder.jumps[stage]
         if stage == 0:
@@ -68,21 +73,13 @@ def _segments(ladder: Ladder, stage: int, floor: float) -> list[tuple[float, flo
     return [(low, plain), (plain, high)] if stage and low < plain < high else [(low, high)]
 
 
-def _climb_down(
-    denoise: DenoiseAt,
-    ladder: Ladder,
-    z: Tensor,
-    stage: int,
-    low: float,
-    high: float,
-    count: int,
-    probe: Tensor | None,
-    grid: bool,
-) -> tuple[Tensor, Tensor]:
-    """z at ``high`` from z at ``low``, and the integral of the divergence, (B,) float64; in steps of equal log s."""
-    fading = -1.0 / (ladder.jumps[stage] - ladder.plain[stage]) if stage and high > ladder.plain[stage] else 0.0
+def _velocity(
+    denoise: DenoiseAt, ladder: Ladder, stage: int, fading: bool, probe: Tensor | None, grid: bool
+) -> Velocity:
+    """``dz / d log s`` and its divergence within a stage, where its detail is fading or before."""
+    fade = -1.0 / (ladder.jumps[stage] - ladder.plain[stage]) if fading else 0.0
 
-    def slope(z: Tensor, log_sigma: float) -> tuple[Tensor, Tensor]:
+    def velocity(z: Tensor, log_sigma: float) -> tuple[Tensor, Tensor]:
         sigma = min(math.exp(log_sigma), ladder.jumps[stage])
         with torch.enable_grad():
             z = z.detach().requires_grad_()
@@ -90,17 +87,22 @@ def _climb_down(
             x_hat = denoise(z, at, stage)
             if grid:
                 x_hat = on_grid(x_hat, at)
-            speed = sigma * ladder.slope(z, x_hat, stage, sigma, fading)  # dz / d log s
+            speed = sigma * ladder.slope(z, x_hat, stage, sigma, fade)
             return speed.detach(), _divergence(speed, z, probe)
 
-    step = math.log(high / low) / count
+    return velocity
+
+
+def _runge_kutta(velocity: Velocity, z: Tensor, low: float, high: float, steps: int) -> tuple[Tensor, Tensor]:
+    """z at ``high`` from z at ``low``, and the integral of the divergence, (B,) float64; in steps of equal log s."""
+    step = math.log(high / low) / steps
     grown = torch.zeros(len(z), dtype=torch.float64, device=z.device)
-    for i in range(count):
+    for i in range(steps):
         at = math.log(low) + i * step
-        k1, d1 = slope(z, at)
-        k2, d2 = slope(z + step / 2 * k1, at + step / 2)
-        k3, d3 = slope(z + step / 2 * k2, at + step / 2)
-        k4, d4 = slope(z + step * k3, at + step)
+        k1, d1 = velocity(z, at)
+        k2, d2 = velocity(z + step / 2 * k1, at + step / 2)
+        k3, d3 = velocity(z + step / 2 * k2, at + step / 2)
+        k4, d4 = velocity(z + step * k3, at + step)
         z = z + step / 6 * (k1 + 2 * k2 + 2 * k3 + k4)
         grown += step / 6 * (d1 + 2 * d2 + 2 * d3 + d4)
     return z, grown

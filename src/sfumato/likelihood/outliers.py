@@ -1,4 +1,4 @@
-"""Images that are not of the model's kind: what tells them by their score, and how well."""
+"""Out-of-distribution detection by likelihood, and how well it works."""
 
 from __future__ import annotations
 
@@ -15,8 +15,8 @@ from sfumato.core.errors import InputError
 def png_bits(x: Tensor) -> Tensor:
     """(N,) bits per dimension that PNG needs for images (N, C, H, W) in [0, 1]: how complex they are.
 
-    Simple images are likely under any model; ``bits - png_bits`` tells foreign images where bits alone rank them the
-    wrong way round (Serra et al. 2020, arXiv 1909.11480).
+    Simple images are likely under any model; ``bits - png_bits`` detects out-of-distribution images where bits alone rank
+    them the wrong way round (Serra et al. 2020, arXiv 1909.11480).
     """
     from PIL import Image
 

@@ -1,11 +1,11 @@
-"""Bits per dimension of images under a generator, by each of three methods; and how well they tell foreign images."""
+"""Bits per dimension of images under a generator, by each of three methods."""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -22,12 +22,11 @@ from sfumato.likelihood.pixels import CELL, round_to_bytes
 from sfumato.samplers import Noise, evaluations
 
 NATS_PER_BIT = math.log(2)
-Progress = Callable[[int, int], None]
 
 
 @dataclass(frozen=True)
 class Score:
-    """What a generator thinks of N images.
+    """The likelihood of N images under a generator.
 
     Args:
         method: a name in METHODS.
@@ -66,15 +65,33 @@ class Score:
         }
 
 
-class Method(Protocol):
-    """``draws`` None is the method's own default; x (B, C, H, W) 8-bit in [-1, 1] space, noise the streams of its images."""
+@dataclass(frozen=True)
+class ScoreSettings:
+    """How ``score`` estimates a likelihood.
 
-    def __call__(
-        self, generator: Generator, x: Tensor, c: Condition, noise: Noise, draws: int | None, seed: int
-    ) -> Score: ...
+    Args:
+        method: ``bound``, the ladder's upper bound on the bits; ``ode``, the exact likelihood of the deterministic
+            decoder; ``integral``, plain Monte Carlo over z, which does not converge.
+        draws: the bound's draws of noise and level an image; the ODE's steps; the integral's samples. None: the
+            method's own number.
+        seed: image i has its own streams of noise, so that its score does not depend on its batch.
+        batch_size: images at a time.
+    """
+
+    method: str = "bound"
+    draws: int | None = None
+    seed: int = 0
+    batch_size: int = 64
+
+    def __post_init__(self) -> None:
+        METHODS.find(self.method)
+        if self.draws is not None and self.draws < 1:
+            raise InputError(f"draws={self.draws}: give 1 or more")
 
 
-METHODS: Registry[Method] = Registry("method")
+Estimator = Callable[["Generator", Tensor, Condition, Noise, ScoreSettings], Score]
+"""x (B, C, H, W) 8-bit in [-1, 1] space, c the condition of each, noise the streams of these images."""
+METHODS: Registry[Estimator] = Registry("method")
 
 
 def score(
@@ -84,46 +101,38 @@ def score(
     *,
     prompt: Prompts = None,
     condition: Condition | None = None,
-    method: str = "bound",
-    draws: int | None = None,
-    seed: int = 0,
-    batch_size: int = 64,
-    progress: Progress | None = None,
+    progress: Callable[[int, int], None] | None = None,
+    **settings: Any,
 ) -> Score:
     """Bits per dimension of images under a generator.
+
+    >>> score(generator, x, "sneaker", method="ode").mean                                   # doctest: +SKIP
 
     Args:
         generator: the model.
         x: (N, C, H, W) pixels in [0, 1]; each counts as the nearest 8-bit value.
-        label, prompt, condition: what the images are told, as in ``Generator.sample``; None tells nothing.
-        method: ``bound``, the ladder's upper bound on the bits; ``ode``, the exact likelihood of the deterministic
-            decoder; ``integral``, plain Monte Carlo over z, which never gets there.
-        draws: the bound's draws of noise and level an image; the ODE's steps; the integral's samples.
-        seed: image i has its own streams of noise, so that its score does not depend on its batch.
-        batch_size: images at a time.
-        progress: told (images done, N).
+        label, prompt, condition: the condition of the images, as in ``Generator.sample``; None is unconditional.
+        progress: called with (images done, N).
+        settings: the fields of ``ScoreSettings``.
 
     Raises:
         InputError: images that do not fit the model, an unknown method or label, impossible draws, a model that knows
             single noise levels only.
     """
-    run = METHODS.find(method)
-    if draws is not None and draws < 1:
-        raise InputError(f"draws={draws}: give 1 or more")
-    x = _checked(generator, x)
-    c = told(generator, len(x), label, prompt, condition)
-    if method == "integral":
-        batch_size = len(x)  # its samples serve all images
+    asked = ScoreSettings(**settings)
+    x = eight_bit(generator, x)
+    c = condition if condition is not None else condition_of(generator, len(x), label, prompt)
+    at_once = len(x) if asked.method == "integral" else asked.batch_size  # its samples serve all images
     parts = []
-    for first in range(0, len(x), batch_size):
-        rows = slice(first, min(first + batch_size, len(x)))
-        part = x[rows].to(generator.device)
-        noise = Noise(seed, range(rows.start, rows.stop), generator.device)
-        parts.append(run(generator, part, c[rows].to(generator.device), noise, draws, seed))
+    for first in range(0, len(x), at_once):
+        rows = slice(first, min(first + at_once, len(x)))
+        noise = Noise(asked.seed, range(rows.start, rows.stop), generator.device)
+        device = generator.device
+        parts.append(METHODS.find(asked.method)(generator, x[rows].to(device), c[rows].to(device), noise, asked))
         if progress is not None:
             progress(rows.stop, len(x))
     return Score(
-        method,
+        asked.method,
         torch.cat([part.bits for part in parts]),
         torch.cat([part.error for part in parts]),
         {name: torch.cat([part.parts[name] for part in parts]) for name in parts[0].parts},
@@ -132,8 +141,8 @@ def score(
 
 
 @METHODS.add("bound")
-def _by_bound(generator: Generator, x: Tensor, c: Condition, noise: Noise, draws: int | None, seed: int) -> Score:
-    draws = draws or DRAWS
+def _by_bound(generator: Generator, x: Tensor, c: Condition, noise: Noise, asked: ScoreSettings) -> Score:
+    draws = asked.draws or DRAWS
     with torch.no_grad():
         found = bound(bare(generator, c), generator.ladder, x, noise, draws)
     per_bit = NATS_PER_BIT * x[0].numel()
@@ -144,39 +153,36 @@ def _by_bound(generator: Generator, x: Tensor, c: Condition, noise: Noise, draws
 
 
 @METHODS.add("ode")
-def _by_flow(generator: Generator, x: Tensor, c: Condition, noise: Noise, draws: int | None, seed: int) -> Score:
-    steps = draws or STEPS
+def _by_flow(generator: Generator, x: Tensor, c: Condition, noise: Noise, asked: ScoreSettings) -> Score:
+    steps = asked.draws or STEPS
     nats = flow(bare(generator, c), generator.ladder, x, noise, steps).cpu()
     bits = nats / (NATS_PER_BIT * x[0].numel())
     return Score("ode", bits, torch.full_like(bits, math.nan), {}, ORDER * steps)
 
 
 @METHODS.add("integral")
-def _by_integral(generator: Generator, x: Tensor, c: Condition, noise: Noise, draws: int | None, seed: int) -> Score:
-    samples = draws or SAMPLES
-    found = integral(decoder(generator, c, samples, seed), x, samples, 2 * NOISE)
+def _by_integral(generator: Generator, x: Tensor, c: Condition, noise: Noise, asked: ScoreSettings) -> Score:
+    samples = asked.draws or SAMPLES
+    found = integral(decoder(generator, c, asked.seed), x, samples, 2 * NOISE)
     bits = integral_bits(found, x[0].numel())[-1]
     error = found.error.cpu() / (NATS_PER_BIT * x[0].numel())
     return Score("integral", bits, error, {}, float(samples * per_sample(generator)))
 
 
-def decoder(generator: Generator, c: Condition, samples: int, seed: int) -> Draw:
-    """Pictures of the model in [-1, 1] space, told what the images to be scored are told (all the same)."""
-    parts = [part for part in (c.label, c.vector, c.tokens, c.image) if part is not None]
-    if any(bool((part != part[:1]).any()) for part in parts):
-        raise InputError("the integral draws samples once for all images, so they must all be told the same: "
-                         "score the images of one label at a time, or tell them nothing")  # fmt: skip
-    # Noise of its own: a seed that also drew z for the images would do no harm, but would be hard to reason about.
-    apart = seed + 1
+def decoder(generator: Generator, c: Condition, seed: int) -> Draw:
+    """Samples of the model in [-1, 1] space, under the one condition that all rows of ``c`` are."""
+    given = [part for part in (c.label, c.vector, c.tokens, c.image) if part is not None]
+    if any(bool((part != part[:1]).any()) for part in given):
+        raise InputError(
+            "the integral draws its samples once for all images, so they must all have the same condition: "
+            "score the images of one label at a time, or give no condition"
+        )
 
     def draw(first: int, n: int) -> Tensor:
-        rows = torch.zeros(n, dtype=torch.int64)
-        told = c.to("cpu")[rows] if parts else Condition()
-        last = None
-        for rung in generator.trace(n, condition=told, guidance=1.0, seed=apart, first=first):
-            last = rung.x_hat
-        assert last is not None
-        return last.clamp(-1, 1)
+        condition = c.to("cpu")[torch.zeros(n, dtype=torch.int64)] if given else Condition()
+        # The next seed: one that also drew noise for the images would do no harm, but would be hard to reason about.
+        *_, last = generator.trace(n, condition=condition, guidance=1.0, seed=seed + 1, first=first)
+        return last.x_hat.clamp(-1, 1)
 
     return draw
 
@@ -200,21 +206,17 @@ def bare(generator: Generator, c: Condition) -> DenoiseAt:
     return denoise
 
 
-def told(
-    generator: Generator, n: int, label: Labels = None, prompt: Prompts = None, condition: Condition | None = None
-) -> Condition:
-    """What n images are told; nothing where nothing is given, which the model must have been trained for."""
-    generator.config.need_all_levels("a likelihood")
-    if condition is not None:
-        return condition
+def condition_of(generator: Generator, n: int, label: Labels = None, prompt: Prompts = None) -> Condition:
+    """The condition of n images; none where none is given, which the model must have been trained for."""
     if label is not None or prompt is not None:
         return generator.condition(n, label, prompt)
     generator.need_unconditional()
     return Condition()
 
 
-def _checked(generator: Generator, x: Tensor) -> Tensor:
-    """The pixels as 8-bit values in [-1, 1] space."""
+def eight_bit(generator: Generator, x: Tensor) -> Tensor:
+    """Pixels in [0, 1] as 8-bit values in [-1, 1] space; InputError where the model cannot score them."""
+    generator.config.need_all_levels("a likelihood")
     check_shape(x, generator.ladder, least=1)
     if not x.is_floating_point() or not bool(((x >= 0) & (x <= 1)).all()):
         raise InputError("pixels must be floats from 0 to 1: divide 8-bit images by 255")
