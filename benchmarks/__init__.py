@@ -1,1 +1,1 @@
-"""Measurements that anyone can repeat: each module says what it measures and how to run it, from the repository's root."""
+"""Benchmarks: one module a question; ``python -m benchmarks TOPIC``, then ``python -m benchmarks report``."""

@@ -1,10 +1,8 @@
 """Where the time goes, against what the machine's own matrix multiplication gives in the same run.
 
-Measures for sfumato's default at 32x32: milliseconds, arithmetic and rate of the forward and backward pass of each
-stage and of a whole training step; the share of time by kind of operator; milliseconds per image in sampling by stage;
-and the peak resident memory of a training process. Prints a table and adds a line to ``results/speed.jsonl``.
-
-    .venv/bin/python -m benchmarks.speed --threads 2
+For sfumato's default at 32x32: milliseconds, arithmetic and rate of the forward and backward pass of each stage and of a
+whole training step; the share of time by kind of operator; milliseconds per image in sampling by stage; and the peak
+resident memory of a training process.
 """
 
 from __future__ import annotations
@@ -20,54 +18,72 @@ from pathlib import Path
 import torch
 from torch.utils.flop_counter import FlopCounterMode
 
-from benchmarks import machine, records
-from benchmarks.features import training_data
-from benchmarks.trial import train_apart
+from benchmarks.base import record, trial
+from benchmarks.base.table import Claim, grid
+from benchmarks.features import images
 from sfumato.config import preset
 from sfumato.generator import Generator
 from sfumato.training.objective import stage_loss
 from sfumato.training.run import Run
 
 NAME = "speed"
+COMMANDS = ("speed",)
+NOTES = ""
 REPEATS = 7
 SAMPLED = 250  # images at once
+SIZES, ENOUGH = (1024, 2048, 4096), 0.6  # of the matrix products; seconds of repeats for each
 # The first kind with a piece of its name in the operator's takes the time.
 KINDS = {
-    "convolution": ("convolution", "conv2d", "mkldnn_conv"),
-    "matrix product": ("mm", "linear", "matmul"),
-    "normalisation": ("group_norm", "layer_norm", "rms_norm"),
-    "optimiser, average, clipping": ("optimizer", "adam", "foreach", "lerp", "linalg", "norm"),
-    "copies and casts": (
-        "copy",
-        "clone",
-        "contiguous",
-        "cat",
-        "stack",
-        "shuffle",
-        "transpose",
-        "index",
-        "empty",
-        "fill",
-        "zero",
-    ),
-    "random numbers": ("rand", "normal_", "uniform_"),
-    "pooling and resizing": ("pool", "upsample"),
-    "attention weights": ("softmax", "scaled_dot_product"),
-    "element by element": (
-        "silu",
-        "add",
-        "mul",
-        "div",
-        "sub",
-        "sigmoid",
-        "sum",
-        "mean",
-        "pow",
-        "sqrt",
-        "where",
-        "clamp",
-    ),
+    "convolution": "convolution conv2d mkldnn_conv",
+    "matrix product": "mm linear matmul",
+    "normalisation": "group_norm layer_norm rms_norm",
+    "optimiser, average, clipping": "optimizer adam foreach lerp linalg norm",
+    "copies and casts": "copy clone contiguous cat stack shuffle transpose index empty fill zero",
+    "random numbers": "rand normal_ uniform_",
+    "pooling and resizing": "pool upsample",
+    "attention weights": "softmax scaled_dot_product",
+    "element by element": "silu add mul div sub sigmoid sum mean pow sqrt where clamp",
 }
+
+
+def options(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--memory-seconds", type=float, default=30.0, help="of training, for the memory's peak")
+    parser.add_argument("--data", default=trial.FASHION, help="padded to 32x32")
+
+
+def run(chosen: argparse.Namespace) -> None:
+    kinds = {"bf16": torch.bfloat16, "float32": torch.float32}
+    rates = {name: round(matmul_rate(kind), 1) for name, kind in kinds.items()}
+    data = images(chosen.data)
+    training = Run(preset(data.size), data, torch.device("cpu"), 0)
+    made = {
+        "rates": rates,
+        "roof": "bf16" if training.kind is not None else "float32",
+        "batch": training.config.batch,
+        "training": training_times(training),
+        "shares": shares(training),
+        "sampling": sampling_times(training.generator()),
+    }
+    with tempfile.TemporaryDirectory() as folder:
+        stats = trial.train_apart("ladder", chosen.memory_seconds, 0, Path(folder) / "run", data=chosen.data)
+    record.append(NAME, {**made, "memory_mib": stats["memory_mib"]})
+    print("\n\n".join(page()))
+
+
+def matmul_rate(dtype: torch.dtype) -> float:
+    """GFLOP/s of the fastest square matrix product over ``SIZES`` (a multiply and an add are two operations)."""
+    best = 0.0
+    for size in SIZES:
+        a, b = torch.randn(2, size, size).to(dtype)
+        torch.mm(a, b)  # the first call chooses and prepares a kernel
+        spent = 0.0
+        while spent < ENOUGH:
+            began = time.perf_counter()
+            torch.mm(a, b)
+            once = time.perf_counter() - began
+            best = max(best, 2 * size**3 / once / 1e9)
+            spent += once
+    return best
 
 
 def median_seconds(action: Callable[[], object], repeats: int = REPEATS) -> float:
@@ -81,31 +97,29 @@ def median_seconds(action: Callable[[], object], repeats: int = REPEATS) -> floa
     return statistics.median(times)
 
 
-def flops(action: Callable[[], object]) -> float:
-    """Arithmetic of matrix products and convolutions, forward and backward, in GFLOP."""
-    with FlopCounterMode(display=False) as counter:
-        action()
-    return counter.get_total_flops() / 1e9
-
-
-def training_times(run: Run) -> dict[str, dict[str, float]]:
+def training_times(training: Run) -> dict[str, dict[str, float]]:
     """For each stage's forward and backward pass, and for the whole step: ms, GFLOP and GFLOP/s."""
     generator = torch.Generator().manual_seed(0)
 
     def stage_pass(stage: int) -> None:
-        x, c = run._batch(run.counts[stage], generator)
-        with torch.autocast(run.device.type, run.kind or torch.bfloat16, enabled=run.kind is not None):
-            loss = stage_loss(run.denoiser, run.config, x, c, stage, generator)
+        x, c = training._batch(training.counts[stage], generator)
+        kind = training.kind
+        with torch.autocast(training.device.type, kind or torch.bfloat16, enabled=kind is not None):
+            loss = stage_loss(training.denoiser, training.config, x, c, stage, generator)
         loss.backward()
-        run.denoiser.zero_grad(set_to_none=True)
+        training.denoiser.zero_grad(set_to_none=True)
 
+    stages = range(training.denoiser.ladder.stages)
     actions: dict[str, Callable[[], object]] = {
-        f"stage {stage}": lambda stage=stage: stage_pass(stage) for stage in range(run.denoiser.ladder.stages)
+        f"stage {stage}": lambda stage=stage: stage_pass(stage) for stage in stages
     }
-    actions["whole step"] = lambda: run.advance(0.5)
+    actions["whole step"] = lambda: training.advance(0.5)
     found = {}
     for name, action in actions.items():
-        seconds, work = median_seconds(action), flops(action)
+        seconds = median_seconds(action)
+        with FlopCounterMode(display=False) as counter:
+            action()
+        work = counter.get_total_flops() / 1e9
         found[name] = {
             "milliseconds": round(1e3 * seconds, 2),
             "gflop": round(work, 2),
@@ -116,17 +130,18 @@ def training_times(run: Run) -> dict[str, dict[str, float]]:
 
 def kind_of(operator: str) -> str:
     """The kind of an operator by its name."""
-    return next((kind for kind, pieces in KINDS.items() if any(piece in operator.lower() for piece in pieces)), "other")
+    name = operator.lower()
+    return next((kind for kind, pieces in KINDS.items() if any(piece in name for piece in pieces.split())), "other")
 
 
-def shares(run: Run, steps: int = 3) -> dict[str, float]:
+def shares(training: Run, steps: int = 3) -> dict[str, float]:
     """The share of a training step's time by kind of operator, largest first."""
     from torch.profiler import ProfilerActivity, profile
 
-    run.advance(0.5)
+    training.advance(0.5)
     with profile(activities=[ProfilerActivity.CPU]) as profiler:
         for _ in range(steps):
-            run.advance(0.5)
+            training.advance(0.5)
     times: dict[str, float] = defaultdict(float)
     for event in profiler.key_averages():
         times[kind_of(event.key)] += event.self_cpu_time_total
@@ -137,8 +152,7 @@ def shares(run: Run, steps: int = 3) -> dict[str, float]:
 def sampling_times(generator: Generator) -> dict[str, dict[str, float]]:
     """Milliseconds per image and evaluations by stage, and in all, at the default sampler and steps; best of 3."""
     stages = generator.ladder.stages
-    best = [float("inf")] * stages
-    calls = [0] * stages
+    best, calls = [float("inf")] * stages, [0] * stages
     for _ in range(3):
         times, rungs = [0.0] * stages, [0] * stages
         before = time.perf_counter()
@@ -148,63 +162,49 @@ def sampling_times(generator: Generator) -> dict[str, dict[str, float]]:
             rungs[rung.stage] += 1
             before = now
         best, calls = [min(pair) for pair in zip(best, times, strict=True)], rungs
-    found = {
-        f"stage {stage}": {"milliseconds": round(1e3 * seconds / SAMPLED, 3), "rungs": calls[stage]}
-        for stage, seconds in enumerate(best)
+    rows = {f"stage {stage}": (seconds, calls[stage]) for stage, seconds in enumerate(best)} | {
+        "all": (sum(best), sum(calls))
     }
-    found["all"] = {"milliseconds": round(1e3 * sum(best) / SAMPLED, 3), "rungs": sum(calls)}
-    return found
+    return {name: {"milliseconds": round(1e3 * s / SAMPLED, 3), "rungs": rungs} for name, (s, rungs) in rows.items()}
 
 
-def table(record: records.Record) -> str:
-    """The record as markdown."""
-    rate, roof = record["rates"], record["roof"]
-    lines = [
-        f"Machine: {record['machine']['cpu']}, {record['machine']['threads']} threads, torch {record['machine']['torch']}. "
-        f"Matrix products: {rate['bf16']:.0f} GFLOP/s in bf16, {rate['float32']:.0f} in float32; training runs in {roof}. "
-        f"Batch {record['batch']} images of each stage. Peak resident memory of a training process: {record['memory_mib']:.0f} MiB.",
-        "",
-        "| training | ms | GFLOP | GFLOP/s | of the machine's rate |",
-        "|---|---|---|---|---|",
+def page() -> list[str]:
+    last = record.read(NAME)[-1]
+    machine, rate = last["machine"], last["rates"]
+    training = [
+        [
+            name,
+            f"{row['milliseconds']:.1f}",
+            f"{row['gflop']:.1f}",
+            f"{row['gflops']:.0f}",
+            f"{row['gflops'] / rate[last['roof']]:.0%}",
+        ]
+        for name, row in last["training"].items()
     ]
-    for name, row in record["training"].items():
-        lines.append(
-            f"| {name} | {row['milliseconds']:.1f} | {row['gflop']:.1f} | {row['gflops']:.0f} | {row['gflops'] / rate[roof]:.0%} |"
+    sampling = [[name, str(row["rungs"]), f"{row['milliseconds']:.3f}"] for name, row in last["sampling"].items()]
+    return [
+        f"{machine['cpu']}, {machine['threads']} thread(s), torch {machine['torch']}. Matrix products: {rate['bf16']:.0f} GFLOP/s in "
+        f"bf16, {rate['float32']:.0f} in float32; training runs in {last['roof']}. Batch {last['batch']} images of each stage. "
+        f"Peak resident memory of a training process: {last['memory_mib']:.0f} MiB.",
+        grid(("training", "ms", "GFLOP", "GFLOP/s", "of the machine's rate"), training),
+        grid(
+            ("time of a training step by operator", "share"),
+            [[k, f"{share:.1%}"] for k, share in last["shares"].items()],
+        ),
+        grid(("sampling, default steps", "rungs", "ms per image"), sampling),
+    ]
+
+
+def claims() -> list[Claim]:
+    last = record.read(NAME)[-1]
+    step, roof = last["training"]["whole step"]["gflops"], last["rates"][last["roof"]]
+    number = f"{step / roof:.0%} of its matrix product rate; {last['memory_mib']:.0f} MiB"
+    return [
+        Claim(
+            "a training step uses the processor",
+            number,
+            f"median of {REPEATS}, one run",
+            "the machine's own `mm`",
+            NAME,
         )
-    lines += ["", "| time of a training step by operator | share |", "|---|---|"]
-    lines += [f"| {kind} | {share:.1%} |" for kind, share in record["shares"].items()]
-    lines += ["", "| sampling, default steps | rungs | ms per image |", "|---|---|---|"]
-    lines += [f"| {name} | {row['rungs']} | {row['milliseconds']:.3f} |" for name, row in record["sampling"].items()]
-    return "\n".join(lines)
-
-
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--threads", type=int, default=2, help="0: torch's choice")
-    parser.add_argument("--memory-seconds", type=float, default=30.0, help="of training, for the memory's peak")
-    chosen = parser.parse_args()
-    machine.set_threads(chosen.threads)
-    rates = {
-        name: round(machine.matmul_rate(kind), 1)
-        for name, kind in (("bf16", torch.bfloat16), ("float32", torch.float32))
-    }
-    data = training_data()
-    run = Run(preset(data.size), data, torch.device("cpu"), 0)
-    record = {
-        "machine": machine.describe(),
-        "rates": rates,
-        "roof": "bf16" if run.kind is not None else "float32",
-        "batch": run.config.batch,
-        "training": training_times(run),
-        "shares": shares(run),
-        "sampling": sampling_times(run.generator()),
-    }
-    with tempfile.TemporaryDirectory() as folder:
-        stats = train_apart("ladder", chosen.memory_seconds, 0, chosen.threads, Path(folder) / "run")
-    record["memory_mib"] = stats["memory_mib"]
-    records.append(NAME, record)
-    print(table(record))
-
-
-if __name__ == "__main__":
-    main()
+    ]

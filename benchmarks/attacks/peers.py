@@ -1,7 +1,7 @@
 """The peers' attacks, each called the way its own documentation does, on one module that counts what is asked of it.
 
-A peer is a function ``(module, x, y, norm, eps, steps, seed) -> x_adv``; ``steps`` are the same as ours. Step sizes that
-a peer wants to be told are 2.5 eps / steps; all else is its default. A package that is not installed is left out.
+A peer is a function ``(module, x, y, call) -> x_adv``; the steps of a call are the same as ours. Step sizes that a peer
+must be given are 2.5 eps / steps; all else is its default. A package that is not installed is left out.
 """
 
 from __future__ import annotations
@@ -15,20 +15,28 @@ import logging
 import sys
 import types
 import warnings
-from collections.abc import Callable, Iterator
-from typing import Any
+from collections.abc import Callable, Iterator, Mapping
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
 
 from sfumato.classifiers import Classifier
 
-Peer = Callable[[nn.Module, Tensor, Tensor, str, float, int, int], Tensor]
-
-PACKAGES = ("torchattacks", "foolbox", "adv-lib", "pyautoattack", "art")
 _MODULES = {"adv-lib": "adv_lib.attacks", "art": "art.attacks.evasion"}
-_ORDER = {"L0": 0, "L1": 1, "L2": 2, "Linf": float("inf")}
 _ABSENT = ("visdom", "torchvision", "torchvision.models")  # adv-lib imports them, its attacks do not use them
+
+
+class Call(NamedTuple):
+    """What an attack is asked; ``eps`` is 0 for the minimal-norm ones."""
+
+    norm: str
+    eps: float
+    steps: int
+    seed: int
+
+
+Peer = Callable[[nn.Module, Tensor, Tensor, Call], Tensor]
 
 
 class Plain(nn.Module):
@@ -55,18 +63,16 @@ def installed(package: str) -> bool:
     return importlib.util.find_spec(_MODULES.get(package, package).split(".")[0]) is not None
 
 
-def run(
-    peer: Peer, classifier: Classifier, x: Tensor, y: Tensor, norm: str, eps: float, steps: int, seed: int
-) -> tuple[Tensor, Plain]:
+def run(peer: Peer, classifier: Classifier, x: Tensor, y: Tensor, call: Call) -> tuple[Tensor, Plain]:
     """What the peer returns, detached, and the module that counted; the peers' own progress bars and logs are kept quiet."""
     module = Plain(classifier).eval()
-    torch.manual_seed(seed)
+    torch.manual_seed(call.seed)
     logging.disable(logging.WARNING)
     quiet = io.StringIO()
     try:
         with warnings.catch_warnings(), contextlib.redirect_stdout(quiet), contextlib.redirect_stderr(quiet):
             warnings.simplefilter("ignore")
-            x_adv = peer(module, x.clone(), y.clone(), norm, eps, steps, seed)
+            x_adv = peer(module, x.clone(), y.clone(), call)
     finally:
         logging.disable(logging.NOTSET)
     return x_adv.detach(), module
@@ -100,56 +106,85 @@ def _found(name: str) -> bool:
         return False
 
 
-def torchattacks(name: str, **settings: Any) -> Peer:
-    """A class of torchattacks; settings that are functions are called with (eps, steps)."""
+# Settings of a peer are values, or functions of the call.
 
-    def run(module: nn.Module, x: Tensor, y: Tensor, norm: str, eps: float, steps: int, seed: int) -> Tensor:
-        chosen = {key: value(eps, steps) if callable(value) else value for key, value in settings.items()}
-        named = chosen.pop("named", ())
-        if "norm" in named:
-            chosen["norm"] = norm
-        if "seed" in named:
-            chosen["seed"] = seed
-        return getattr(_package("torchattacks"), name)(module, **chosen)(x, y)
+
+def _given(settings: Mapping[str, Any], call: Call) -> dict[str, Any]:
+    return {key: value(call) if callable(value) else value for key, value in settings.items()}
+
+
+def norm(call: Call) -> str:
+    return call.norm
+
+
+def order(call: Call) -> float:
+    return {"L0": 0, "L1": 1, "L2": 2, "Linf": float("inf")}[call.norm]
+
+
+def size(call: Call) -> float:
+    return call.eps
+
+
+def steps(call: Call) -> int:
+    return call.steps
+
+
+def step_size(call: Call) -> float:
+    return 2.5 * call.eps / call.steps
+
+
+def relative_step(call: Call) -> float:
+    return 2.5 / call.steps
+
+
+def is_l1(call: Call) -> bool:
+    return call.norm == "L1"
+
+
+def target_classes(call: Call) -> int:
+    return 5 if call.norm == "L1" else 9
+
+
+# What the packages have in common.
+
+
+def torchattacks(name: str | dict[str, str], **settings: Any) -> Peer:
+    """A class of torchattacks, or one a norm."""
+
+    def run(module: nn.Module, x: Tensor, y: Tensor, call: Call) -> Tensor:
+        named = name if isinstance(name, str) else name[call.norm]
+        return getattr(_package("torchattacks"), named)(module, **_given(settings, call))(x, y)
 
     return run
 
 
 def foolbox(names: dict[str, str], **settings: Any) -> Peer:
-    """A class of foolbox a norm; settings that are functions are called with (eps, steps)."""
+    """A class of foolbox a norm."""
 
-    def run(module: nn.Module, x: Tensor, y: Tensor, norm: str, eps: float, steps: int, seed: int) -> Tensor:
+    def run(module: nn.Module, x: Tensor, y: Tensor, call: Call) -> Tensor:
         package = _package("foolbox")
-        chosen = {key: value(eps, steps) if callable(value) else value for key, value in settings.items()}
-        if chosen.pop("constraint", None):
-            chosen["constraint"] = norm.lower()
-        attack = getattr(package.attacks, names[norm])(**chosen)
+        attack = getattr(package.attacks, names[call.norm])(**_given(settings, call))
         model = package.PyTorchModel(module, bounds=(0, 1), device="cpu")
-        return attack(model, x, y, epsilons=eps or None)[1 if eps else 0]
+        return attack(model, x, y, epsilons=call.eps or None)[1 if call.eps else 0]
 
     return run
 
 
 def adv_lib(name: str, **settings: Any) -> Peer:
-    """A function of adv-lib; settings that are functions are called with (norm, eps, steps)."""
-
-    def run(module: nn.Module, x: Tensor, y: Tensor, norm: str, eps: float, steps: int, seed: int) -> Tensor:
-        chosen = {key: value(norm, eps, steps) if callable(value) else value for key, value in settings.items()}
-        return getattr(_package("adv-lib"), name)(module, x, y, **chosen)
-
-    return run
+    """A function of adv-lib."""
+    return lambda module, x, y, call: getattr(_package("adv-lib"), name)(module, x, y, **_given(settings, call))
 
 
 def auto_attack(member: str) -> Peer:
     """A member of pyautoattack's ensemble alone, with ``steps`` in place of its number of steps or queries."""
 
-    def run(module: nn.Module, x: Tensor, y: Tensor, norm: str, eps: float, steps: int, seed: int) -> Tensor:
-        whole = _package("pyautoattack").AutoAttack(module, norm=norm, eps=eps, device="cpu", seed=seed)
-        own = {"n_iter": steps, "n_restarts": 1, "norm": norm, "eps": eps, "seed": seed, "device": "cpu",
-               "logger": whole.logger, "use_largereps": norm == "L1"}  # fmt: skip
+    def run(module: nn.Module, x: Tensor, y: Tensor, call: Call) -> Tensor:
+        shared: dict[str, Any] = {"norm": call.norm, "eps": call.eps, "device": "cpu", "seed": call.seed}
+        whole = _package("pyautoattack").AutoAttack(module, **shared)
+        own = {**shared, "n_iter": call.steps, "n_restarts": 1, "logger": whole.logger, "use_largereps": is_l1(call)}
         whole.apgd = type(whole.apgd)(module, **own)  # some of its settings follow from n_iter when it is made
-        whole.apgd_targeted = type(whole.apgd_targeted)(module, n_target_classes=5 if norm == "L1" else 9, **own)
-        whole.fab.n_iter, whole.square.n_queries = steps, steps
+        whole.apgd_targeted = type(whole.apgd_targeted)(module, n_target_classes=target_classes(call), **own)
+        whole.fab.n_iter, whole.square.n_queries = call.steps, call.steps
         whole.attacks_to_run = [member]
         return whole.run_standard_evaluation(x, y, batch_size=len(x))[0]
 
@@ -157,137 +192,104 @@ def auto_attack(member: str) -> Peer:
 
 
 def art(name: str, estimator: str = "estimator", /, **settings: Any) -> Peer:
-    """A class of adversarial-robustness-toolbox; settings that are functions are called with (norm, eps, steps)."""
+    """A class of adversarial-robustness-toolbox."""
 
-    def run(module: nn.Module, x: Tensor, y: Tensor, norm: str, eps: float, steps: int, seed: int) -> Tensor:
+    def run(module: nn.Module, x: Tensor, y: Tensor, call: Call) -> Tensor:
         import numpy as np
 
-        np.random.seed(seed)
+        np.random.seed(call.seed)
         package = _package("art")
         with torch.no_grad():
             classes = module(x[:1]).shape[1]
-        model = importlib.import_module("art.estimators.classification").PyTorchClassifier(
-            module, loss=nn.CrossEntropyLoss(), input_shape=tuple(x.shape[1:]), nb_classes=classes,
-            clip_values=(0.0, 1.0), device_type="cpu",
-        )  # fmt: skip
-        chosen = {key: value(norm, eps, steps) if callable(value) else value for key, value in settings.items()}
-        attack = getattr(package, name)(**{estimator: model}, **chosen)
+        shape = {"input_shape": tuple(x.shape[1:]), "nb_classes": classes, "clip_values": (0.0, 1.0)}
+        build = importlib.import_module("art.estimators.classification").PyTorchClassifier
+        model = build(module, loss=nn.CrossEntropyLoss(), device_type="cpu", **shape)
+        attack = getattr(package, name)(**{estimator: model}, **_given(settings, call))
         return torch.from_numpy(attack.generate(x.numpy(), y=np.eye(classes, dtype=np.float32)[y.numpy()]))
 
     return run
 
 
-def by_norm(peers: dict[str, Peer]) -> Peer:
-    """One for each norm, where the package has them under several names."""
-    return lambda module, x, y, norm, eps, steps, seed: peers[norm](module, x, y, norm, eps, steps, seed)
+def _named(pattern: str, norms: tuple[str, ...]) -> dict[str, str]:
+    return {norm: pattern.format(norm) for norm in norms}
 
 
-def _step(eps: float, steps: int) -> float:
-    return 2.5 * eps / steps
+ALL, TWO, L2, LINF = ("Linf", "L2", "L1"), ("Linf", "L2"), ("L2",), ("Linf",)
+FOUR = ("L0", "L1", "L2", "Linf")
+_PGD = {"Linf": "PGD", "L2": "PGDL2"}
+_TA: dict[str, Any] = {"eps": size, "norm": norm, "seed": lambda call: call.seed}
+_ART: dict[str, Any] = {"norm": order, "eps": size, "max_iter": steps, "verbose": False}
+_ART_PGD: dict[str, Any] = {**_ART, "num_random_init": 1, "batch_size": 256, "eps_step": step_size}
+_ART_APGD: dict[str, Any] = {**_ART, "nb_random_init": 1, "batch_size": 256, "loss_type": "cross_entropy"}
+_ART_APGD["eps_step"] = lambda call: 2 * call.eps
+_ADV: dict[str, Any] = {"norm": order, "eps": size, "n_iter": steps}
+_ADV_T: dict[str, Any] = {**_ADV, "num_targets": target_classes, "use_large_reps": is_l1}
+_FMN = {"L0": "L0FMNAttack", "L1": "L1FMNAttack", "L2": "L2FMNAttack", "Linf": "LInfFMNAttack"}
+_HSJ = {"constraint": lambda call: call.norm.lower(), "steps": steps}
+_ART_DF: dict[str, Any] = {"max_iter": steps, "batch_size": 64, "verbose": False}
+
+Peers = dict[str, dict[str, tuple[tuple[str, ...], Peer]]]  # attack of ours -> package -> its norms, the peer
+
+FIXED: Peers = {
+    "fgsm": {
+        "torchattacks": (LINF, torchattacks("FGSM", eps=size)),
+        "foolbox": (ALL, foolbox(_named("{}FastGradientAttack", ALL))),
+        "art": (ALL, art("FastGradientMethod", norm=order, eps=size)),
+    },
+    "pgd": {
+        "torchattacks": (TWO, torchattacks(_PGD, eps=size, alpha=step_size, steps=steps)),
+        "foolbox": (ALL, foolbox(_named("{}PGD", ALL), rel_stepsize=relative_step, steps=steps)),
+        "adv-lib": (LINF, adv_lib("pgd_linf", ε=size, steps=steps, relative_step_size=relative_step)),
+        "art": (TWO, art("ProjectedGradientDescent", **_ART_PGD)),
+    },
+    "apgd": {
+        "pyautoattack": (ALL, auto_attack("apgd-ce")),
+        "torchattacks": (TWO, torchattacks("APGD", **_TA, steps=steps)),
+        "adv-lib": (ALL, adv_lib("apgd", **_ADV, loss_function="ce", use_large_reps=is_l1)),
+        "art": (TWO, art("AutoProjectedGradientDescent", **_ART_APGD)),
+    },
+    "apgd-t": {
+        "pyautoattack": (ALL, auto_attack("apgd-t")),
+        "torchattacks": (TWO, torchattacks("APGDT", **_TA, steps=steps)),
+        "adv-lib": (ALL, adv_lib("apgd_targeted", **_ADV_T)),
+    },
+    "fab": {"pyautoattack": (ALL, auto_attack("fab-t"))},
+    "square": {
+        "pyautoattack": (ALL, auto_attack("square")),
+        "torchattacks": (TWO, torchattacks("Square", **_TA, n_queries=steps, resc_schedule=True)),
+        "art": (TWO, art("SquareAttack", **_ART)),
+    },
+}
+MINIMAL: Peers = {
+    "deepfool": {
+        "adv-lib": (TWO, adv_lib("df", norm=order, steps=steps)),
+        "foolbox": (TWO, foolbox(_named("{}DeepFoolAttack", TWO), steps=steps)),
+        "torchattacks": (L2, torchattacks("DeepFool", steps=steps)),
+        "art": (L2, art("DeepFool", "classifier", **_ART_DF)),
+    },
+    "carlini-wagner": {
+        "adv-lib": (L2, adv_lib("carlini_wagner_l2", max_iterations=steps)),
+        "foolbox": (L2, foolbox({"L2": "L2CarliniWagnerAttack"}, steps=steps)),
+        "torchattacks": (L2, torchattacks("CW", steps=lambda call: 9 * call.steps)),
+    },
+    "ddn": {
+        "adv-lib": (L2, adv_lib("ddn", steps=steps, levels=None)),
+        "foolbox": (L2, foolbox({"L2": "DDNAttack"}, steps=steps)),
+    },
+    "fmn": {
+        "adv-lib": (FOUR, adv_lib("fmn", norm=order, steps=steps, α_init=lambda c: 10.0 if c.norm == "Linf" else 1.0)),
+        "foolbox": (FOUR, foolbox(_FMN, steps=steps)),
+    },
+    "sigma-zero": {"adv-lib": (("L0",), adv_lib("sigma_zero", num_steps=steps))},
+    "fab": {"adv-lib": (ALL, adv_lib("fab", norm=order, n_iter=steps, targeted_restarts=True, restarts=9))},
+    "hop-skip-jump": {
+        "foolbox": (TWO, foolbox(_named("HopSkipJumpAttack", TWO), **_HSJ)),
+        "art": (TWO, art("HopSkipJump", "classifier", norm=order, max_iter=steps, verbose=False)),
+    },
+}
 
 
-def _order(norm: str, eps: float, steps: int) -> float:
-    return _ORDER[norm]
-
-
-_STEPS = {"steps": lambda eps, steps: steps}
-_EPS_OF = {"eps": lambda norm, eps, steps: eps}
-_ART = {"norm": _order, **_EPS_OF, "verbose": False}
-_TA = {"eps": lambda eps, steps: eps, "named": ("norm", "seed")}
-
-# (attack of ours, package): the norms that the peer has, and the peer.
-FIXED: dict[tuple[str, str], tuple[tuple[str, ...], Peer]] = {
-    ("fgsm", "torchattacks"): (("Linf",), torchattacks("FGSM", eps=lambda eps, steps: eps)),
-    ("fgsm", "foolbox"): (
-        ("Linf", "L2", "L1"),
-        foolbox({n: f"{n}FastGradientAttack" for n in ("Linf", "L2", "L1")}),
-    ),
-    ("fgsm", "art"): (("Linf", "L2", "L1"), art("FastGradientMethod", norm=_order, eps=_EPS_OF["eps"])),
-    ("pgd", "torchattacks"): (
-        ("Linf", "L2"),
-        by_norm({
-            "Linf": torchattacks("PGD", eps=lambda eps, steps: eps, alpha=_step, **_STEPS),
-            "L2": torchattacks("PGDL2", eps=lambda eps, steps: eps, alpha=_step, **_STEPS),
-        }),
-    ),
-    ("pgd", "foolbox"): (
-        ("Linf", "L2", "L1"),
-        foolbox(
-            {"Linf": "LinfPGD", "L2": "L2PGD", "L1": "L1PGD"}, rel_stepsize=lambda eps, steps: 2.5 / steps, **_STEPS
-        ),
-    ),
-    ("pgd", "adv-lib"): (
-        ("Linf",),
-        adv_lib("pgd_linf", ε=_EPS_OF["eps"], steps=lambda n, e, steps: steps, relative_step_size=lambda n, e, s: 2.5 / s),
-    ),
-    ("pgd", "art"): (
-        ("Linf", "L2"),
-        art("ProjectedGradientDescent", eps_step=lambda n, eps, steps: _step(eps, steps), max_iter=lambda n, e, s: s,
-            num_random_init=1, batch_size=256, **_ART),
-    ),
-    ("apgd", "pyautoattack"): (("Linf", "L2", "L1"), auto_attack("apgd-ce")),
-    ("apgd", "torchattacks"): (("Linf", "L2"), torchattacks("APGD", **_TA, **_STEPS)),
-    ("apgd", "adv-lib"): (
-        ("Linf", "L2", "L1"),
-        adv_lib("apgd", norm=_order, **_EPS_OF, n_iter=lambda n, e, s: s, loss_function="ce",
-                use_large_reps=lambda norm, e, s: norm == "L1"),
-    ),
-    ("apgd", "art"): (
-        ("Linf", "L2"),
-        art("AutoProjectedGradientDescent", eps_step=lambda n, eps, s: 2 * eps, max_iter=lambda n, e, s: s,
-            nb_random_init=1, batch_size=256, loss_type="cross_entropy", **_ART),
-    ),
-    ("apgd-t", "pyautoattack"): (("Linf", "L2", "L1"), auto_attack("apgd-t")),
-    ("apgd-t", "torchattacks"): (("Linf", "L2"), torchattacks("APGDT", **_TA, **_STEPS)),
-    ("apgd-t", "adv-lib"): (
-        ("Linf", "L2", "L1"),
-        adv_lib("apgd_targeted", norm=_order, **_EPS_OF, n_iter=lambda n, e, s: s,
-                num_targets=lambda norm, e, s: 5 if norm == "L1" else 9, use_large_reps=lambda norm, e, s: norm == "L1"),
-    ),
-    ("fab", "pyautoattack"): (("Linf", "L2", "L1"), auto_attack("fab-t")),
-    ("square", "pyautoattack"): (("Linf", "L2", "L1"), auto_attack("square")),
-    ("square", "torchattacks"): (
-        ("Linf", "L2"),
-        torchattacks("Square", **_TA, n_queries=lambda eps, steps: steps, resc_schedule=True),
-    ),
-    ("square", "art"): (
-        ("Linf", "L2"),
-        art("SquareAttack", max_iter=lambda n, e, s: s, **_ART),
-    ),
-}  # fmt: skip
-
-MINIMAL: dict[tuple[str, str], tuple[tuple[str, ...], Peer]] = {
-    ("deepfool", "adv-lib"): (("L2", "Linf"), adv_lib("df", norm=_order, steps=lambda n, e, s: s)),
-    ("deepfool", "foolbox"): (("L2", "Linf"), foolbox({n: f"{n}DeepFoolAttack" for n in ("L2", "Linf")}, **_STEPS)),
-    ("deepfool", "torchattacks"): (("L2",), torchattacks("DeepFool", **_STEPS)),
-    ("deepfool", "art"): (
-        ("L2",),
-        art("DeepFool", "classifier", max_iter=lambda n, e, s: s, batch_size=64, verbose=False),
-    ),
-    ("carlini-wagner", "adv-lib"): (("L2",), adv_lib("carlini_wagner_l2", max_iterations=lambda n, e, s: s)),
-    ("carlini-wagner", "foolbox"): (("L2",), foolbox({"L2": "L2CarliniWagnerAttack"}, **_STEPS)),
-    ("carlini-wagner", "torchattacks"): (("L2",), torchattacks("CW", steps=lambda eps, steps: 9 * steps)),
-    ("ddn", "adv-lib"): (("L2",), adv_lib("ddn", steps=lambda n, e, s: s, levels=None)),
-    ("ddn", "foolbox"): (("L2",), foolbox({"L2": "DDNAttack"}, **_STEPS)),
-    ("fmn", "adv-lib"): (
-        ("L0", "L1", "L2", "Linf"),
-        adv_lib("fmn", norm=_order, steps=lambda n, e, s: s, α_init=lambda norm, e, s: 10.0 if norm == "Linf" else 1.0),
-    ),
-    ("fmn", "foolbox"): (
-        ("L0", "L1", "L2", "Linf"),
-        foolbox({"L0": "L0FMNAttack", "L1": "L1FMNAttack", "L2": "L2FMNAttack", "Linf": "LInfFMNAttack"}, **_STEPS),
-    ),
-    ("sigma-zero", "adv-lib"): (("L0",), adv_lib("sigma_zero", num_steps=lambda n, e, s: s)),
-    ("fab", "adv-lib"): (
-        ("Linf", "L2", "L1"),
-        adv_lib("fab", norm=_order, n_iter=lambda n, e, s: s, targeted_restarts=True, restarts=9),
-    ),
-    ("hop-skip-jump", "foolbox"): (
-        ("L2", "Linf"),
-        foolbox(dict.fromkeys(("L2", "Linf"), "HopSkipJumpAttack"), constraint=True, **_STEPS),
-    ),
-    ("hop-skip-jump", "art"): (
-        ("L2", "Linf"),
-        art("HopSkipJump", "classifier", norm=_order, max_iter=lambda n, e, s: s, verbose=False),
-    ),
-}  # fmt: skip
+def find(peers: Peers, attack: str, norm: str) -> dict[str, Peer]:
+    """The installed counterparts of an attack of ours by package."""
+    known = peers.get(attack, {}).items()
+    return {package: peer for package, (norms, peer) in known if norm in norms and installed(package)}

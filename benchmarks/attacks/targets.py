@@ -13,7 +13,7 @@ import torch.nn.functional as F
 from PIL import Image
 from torch import Tensor
 
-from benchmarks.trial import runs_folder
+from benchmarks.base.trial import runs_folder
 from sfumato.classifiers import NETWORKS, Classifier, find_classifier, load_classifier, match_labels, save_classifier
 from sfumato.core.streams import mix_seed
 from sfumato.data import load
@@ -75,7 +75,7 @@ def find_target(name: str, samples: int, first: int = 0, right_only: bool = True
 
 def fashion_classifier(eps: float, seed: int = 0) -> Classifier:
     """The "convnet", on whole Fashion-MNIST; with ``eps``, hardened against Linf perturbations of that size."""
-    folder = runs_folder(None) / f"attacks-convnet-eps{eps:g}-epochs{EPOCHS}-seed{seed}"
+    folder = runs_folder() / f"attacks-convnet-eps{eps:g}-epochs{EPOCHS}-seed{seed}"
     if not (folder / "model.safetensors").exists():
         train(folder, eps, seed)
     return load_classifier(folder, "cpu")

@@ -1,0 +1,1 @@
+"""What every benchmark shares: ``trial`` (a measured run), ``record`` (lines of JSON), ``table`` (Markdown)."""
