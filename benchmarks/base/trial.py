@@ -50,8 +50,8 @@ def begin(threads: int) -> None:
 
 
 def used_up(steps: Iterator[Any]) -> Any:
-    """A training to its end; its last progress (IndexError where it had nothing left to do)."""
-    return deque(steps, maxlen=1).pop()
+    """A training to its end; its last progress, None where nothing was left to do."""
+    return next(iter(deque(steps, maxlen=1)), None)
 
 
 def timed(work: Callable[[], Any]) -> tuple[Any, float]:
