@@ -117,7 +117,7 @@ def test_curves_of_distance_against_cost():
 
 
 def test_prompts_of_the_packaged_model_that_no_caption_has():
-    data = type("Set", (), {"captions": (("a red heart", "a heart"), ("blue cat",))})()
+    data: Any = type("Set", (), {"captions": (("a red heart", "a heart"), ("blue cat",))})()
     assert packaged.unseen(["a red cat", "the red heart", "cat of blue"], data) == ["a red cat"]
 
 

@@ -24,7 +24,7 @@ from sfumato.ladder import Ladder
 from sfumato.samplers import SAMPLERS, Denoise, Noise, Rung, Sampler, share_steps
 
 FORMAT = 1
-# Of the default sampler where none are asked for: more did not bring the distance down, see benchmarks/RESULTS.md.
+# Of the default sampler where none are asked for: more did not bring the distance down, see benchmarks/results/ablation.md.
 LEAST_STEPS, COARSE_STEPS, FINEST_STEPS = 10, 4, 6
 TEXT_GUIDANCE = Guidance(3.0)
 
@@ -73,7 +73,7 @@ class Generator:
 
     @property
     def default_sampler(self) -> str:
-        """DPM-Solver++(2M): at equal distance half of Heun's evaluations, see benchmarks/RESULTS.md. Euler on fixed rungs."""
+        """DPM-Solver++(2M): at equal distance half of Heun's evaluations, see benchmarks/results/generative.md. Euler on fixed rungs."""
         return "euler" if self.config.rungs else "dpmpp-2m"
 
     @property

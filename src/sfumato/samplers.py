@@ -69,7 +69,7 @@ class ResumedNoise(Noise):
 Sampler = Callable[[Denoise, Ladder, Noise, Sequence[int]], Iterator[Rung]]
 SAMPLERS: Registry[Sampler] = Registry("sampler")
 
-COARSE_SHARE = 0.6  # steps of each coarse stage for one of the finest: benchmarks/ablation.py, sharing the steps
+COARSE_SHARE = 0.6  # steps of each coarse stage for one of the finest: see benchmarks/results/ablation.md
 
 
 def share_steps(ladder: Ladder, total: int) -> tuple[int, ...]:

@@ -19,7 +19,7 @@ DEFAULTS = {
     "drop": "0.1",  # section 2.2: texts are dropped 10% of the time
     "guidance": "5",  # section 2.3: larger weights than pixels in [-1, 1] would bear without the thresholding
     # Section 2.3 has 0.995, for photographs. Where the ground is plain white, more pixels than that overshoot at their rim alone,
-    # and all of the image is greyed for their sake: see benchmarks/text_to_image.py.
+    # and all of the image is greyed for their sake: see benchmarks/results/text_to_image.md.
     "threshold": "0.9",
     "flip": "false",  # a caption may say left or right
 }

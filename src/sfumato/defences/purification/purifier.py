@@ -28,7 +28,7 @@ from sfumato.generator import Generator, check_shape
 from sfumato.ladder import Ladder, Level, flow_time
 from sfumato.samplers import SAMPLERS, Denoise, Noise, ResumedNoise, share_steps
 
-# Fashion-MNIST, Linf 0.1: see benchmarks/purification.py.
+# Fashion-MNIST, Linf 0.1: see benchmarks/results/purification.md.
 SIGMA = 0.3
 STEPS = 2
 SAMPLER = "euler"
