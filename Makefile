@@ -1,4 +1,4 @@
-# make install | demo | test | lint | release: each makes .venv first, where it is missing or out of date.
+# make install | demo | test | lint | docs | release: each makes .venv first, where it is missing or out of date.
 
 PYTHON ?= python3
 # torch goes in first and pinned, by its plain name: whatever comes later finds it there and cannot pull in another build.
@@ -10,7 +10,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 
-.PHONY: install demo test lint release clean
+.PHONY: install demo test lint docs release clean
 .DELETE_ON_ERROR:
 
 install: $(STAMP)
@@ -22,7 +22,7 @@ $(STAMP): pyproject.toml
 	  echo "make: $(PYTHON) is missing or older than Python 3.11: install 3.11 or 3.12, or name one, as in make install PYTHON=python3.12" >&2; exit 2; }
 	@$(BIN)/python -m pip --version >/dev/null 2>&1 || $(PYTHON) -m venv --clear $(VENV)
 	$(BIN)/python -m pip install --quiet $(TORCH)
-	$(BIN)/python -m pip install --quiet --editable '.[dev,metrics]'
+	$(BIN)/python -m pip install --quiet --editable '.[dev,docs,metrics]'
 	@touch $(STAMP)
 
 demo: $(STAMP)
@@ -43,5 +43,9 @@ release: $(STAMP)
 	$(BIN)/python -m twine check --strict dist/*
 	$(BIN)/python -m pytest -q tests/test_wheel.py
 
+# The site, into site/. Strict: a broken link is an error. The variable silences an advertisement.
+docs: $(STAMP)
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict --quiet
+
 clean:
-	rm -rf $(VENV) .pytest_cache .ruff_cache .hypothesis build dist src/*.egg-info
+	rm -rf $(VENV) .pytest_cache .ruff_cache .hypothesis build dist site src/*.egg-info

@@ -70,6 +70,16 @@ def small_fashion(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.
     return folder
 
 
+@pytest.fixture
+def small_clothes(small_fashion: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """``clothes`` is the same small stand-in."""
+    from dataclasses import replace
+
+    from sfumato.data import SOURCES
+
+    monkeypatch.setitem(SOURCES, "clothes", lambda split: replace(SOURCES["fashion-mnist"](split), name="clothes"))
+
+
 @pytest.fixture(scope="module")
 def kept(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return tmp_path_factory.mktemp("kept")
