@@ -23,17 +23,19 @@ $(STAMP): pyproject.toml
 	@$(BIN)/python -m pip --version >/dev/null 2>&1 || $(PYTHON) -m venv --clear $(VENV)
 	$(BIN)/python -m pip install --quiet $(TORCH)
 	$(BIN)/python -m pip install --quiet --editable '.[dev,docs,metrics]'
+	$(BIN)/python -m pip install --quiet --no-deps torchattacks==3.5.1 # its dependencies but torchvision are in dev
 	@touch $(STAMP)
 
 demo: $(STAMP)
 	$(BIN)/sfumato demo
 
 test: $(STAMP)
-	$(BIN)/python -m pytest -q
+	$(BIN)/python -m pytest -q --numprocesses 2 --dist loadscope
 
 lint: $(STAMP)
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
+	$(BIN)/lint-imports --no-logo
 	$(BIN)/pyright
 
 # Source archive and wheel, the wheel built from the archive; the wheel is then installed and used by a test.

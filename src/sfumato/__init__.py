@@ -11,6 +11,8 @@ from __future__ import annotations
 import importlib
 from typing import TYPE_CHECKING, Any
 
+from sfumato.core.version import __version__
+
 if TYPE_CHECKING:
     from sfumato import attacks, classifiers, film
     from sfumato.classifiers import Classifier
@@ -24,13 +26,13 @@ if TYPE_CHECKING:
     from sfumato.metrics import evaluate
     from sfumato.training import train, training_steps
 
-__version__ = "0.1.0"
 __all__ = [
     "Classifier",
     "Generator",
     "Guidance",
     "InputError",
     "Ladder",
+    "__version__",
     "attacks",
     "classifiers",
     "edit",

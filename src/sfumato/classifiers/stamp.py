@@ -10,6 +10,7 @@ from torch import Tensor
 
 from sfumato.classifiers.classifier import Classifier
 from sfumato.core import checkpoint
+from sfumato.core.version import __version__
 
 _LOOKED_AT = 4  # images
 
@@ -34,8 +35,6 @@ def classifier_hash(classifier: Classifier, x: Tensor) -> str:
 
 def stamp(classifier: Classifier) -> dict[str, Any]:
     """Versions and device."""
-    from sfumato import __version__
-
     device = classifier.device
     chip = torch.cuda.get_device_name(device) if device.type == "cuda" else platform.machine()
     return {

@@ -9,9 +9,9 @@ from importlib.resources import files
 from pathlib import Path
 from typing import Any
 
-from sfumato import __version__
 from sfumato.core import pictures
 from sfumato.core.files import atomic_write, make_folder
+from sfumato.core.version import __version__
 from sfumato.lecture import density, generation, robustness
 from sfumato.lecture.section import Picture, Section, Subject
 
