@@ -29,15 +29,18 @@ from sfumato.lecture import Section, Sizes, Subject, robustness
 from sfumato.lecture.section import Part
 from sfumato.likelihood import score
 
-SMALL = Sizes(
-    each=2, prompted=1, guided=2, scored=12, draws=4, integrated=8, attacked=40, steps=5, resolution=9, copies=3,
-    smoothed=4, certified=5, samples=120, classified=6,
-)  # fmt: skip
+SMALL = replace(
+    Sizes(each=2, prompted=1, guided=2, scored=12, draws=4, integrated=8, attacked=40, steps=5, resolution=9),
+    copies=3,
+    smoothed=4,
+    certified=5,
+    samples=120,
+    classified=6,
+)
 NAMES = ("<b>nought</b>", "one & only", 'two "2"', *map(str, range(3, 10)))
-TITLES = [
-    "Down and up", "Text to image", "Conditioning", "How likely is an image?", "Adversarial perturbations",
-    "The decision boundary, before and after smoothing", "A certificate", "The generator as a classifier", "What to do next",
-]  # fmt: skip
+TITLES = ["Down and up", "Text to image", "Conditioning", "How likely is an image?", "Adversarial perturbations"]
+TITLES += ["The decision boundary, before and after smoothing", "A certificate", "The generator as a classifier"]
+TITLES += ["What to do next"]
 
 
 class Page(HTMLParser):
@@ -236,8 +239,9 @@ def test_likelihoods_are_the_generators(subject: Subject, sections: list[Section
     likelihood = score(subject.generator, x, draws=SMALL.draws, seed=0)
     numbers = section.numbers
     assert numbers["inside"]["bits_per_dim"] == pytest.approx(likelihood.mean, rel=1e-6)
-    assert (numbers["low"], numbers["high"]) == pytest.approx((float(likelihood.bits.min()), float(likelihood.bits.max())), rel=1e-6)  # fmt: skip
-    assert "upside down" in numbers["foreign"]  # digits are not foreign to digits
+    ends = float(likelihood.bits.min()), float(likelihood.bits.max())
+    assert (numbers["low"], numbers["high"]) == pytest.approx(ends, rel=1e-6)
+    assert "upside down" in numbers["out_of_distribution"]  # for a model of digits
     assert all(math.isfinite(bits) for bits in numbers["integration"]["bound"]["bits"])
 
 
@@ -245,8 +249,8 @@ def test_the_certificates_are_cohens(subject: Subject, sections: list[Section]) 
     numbers = called(sections, "A certificate").numbers
     rows = np.random.RandomState(0).permutation(len(subject.test))[: SMALL.certified]
     y = match_labels(subject.classifier, subject.test)[torch.from_numpy(rows)].tolist()
-    found = certify(subject.classifier, subject.test.pixels(rows), sigma=robustness.SIGMA, denoise=subject.generator.denoise,
-                    n=SMALL.samples, seed=0, ids=torch.from_numpy(rows))  # fmt: skip
+    how = {"sigma": robustness.SIGMA, "n": SMALL.samples, "seed": 0, "ids": torch.from_numpy(rows)}
+    found = certify(subject.classifier, subject.test.pixels(rows), denoise=subject.generator.denoise, **how)
     for row in numbers["table"]:
         assert row["certified"]["correct"] == certified_accuracy(found, y, row["radius"]).correct
         assert row["certified"]["count"] == SMALL.certified
@@ -257,10 +261,9 @@ def test_smoothing_is_the_mean_answer() -> None:
     torch.manual_seed(0)
     layers = torch.nn.Flatten(), torch.nn.Linear(16, 8), torch.nn.Tanh(), torch.nn.Linear(8, 4)
     classifier = Classifier(torch.nn.Sequential(*layers).double())
-    smooth = robustness.Smoothed(classifier, lambda noisy, sigma: noisy.tanh() + sigma, (1, 4, 4), copies=5, sigma=0.3, seed=7)  # fmt: skip
-    smooth = smooth.double()
-    x = 0.1 + 0.8 * torch.rand(2, 1, 4, 4, dtype=torch.float64)
     e = torch.randn(5, 1, 4, 4, generator=torch.Generator().manual_seed(7)).double()
+    smooth = robustness.Smoothed(classifier, lambda noisy, sigma: noisy.tanh() + sigma, e, sigma=0.3)
+    x = 0.1 + 0.8 * torch.rand(2, 1, 4, 4, dtype=torch.float64)
     answers = [classifier((x + 0.3 * copy).tanh() + 0.3, bounded=False).softmax(1) for copy in e]
     assert torch.allclose(smooth(x), torch.stack(answers).mean(0).log(), atol=1e-12)
     assert not torch.allclose(smooth(x), classifier(x).log_softmax(1), atol=1e-3)
@@ -277,7 +280,8 @@ def test_before_and_after_smoothing(subject: Subject, sections: list[Section]) -
     right = [int((each.predict(x) == y).sum()) for each in (subject.classifier, smooth)]
     assert numbers["right"] == right and numbers["attacked"] == SMALL.smoothed
     assert all(0 <= fell <= SMALL.smoothed for fell in numbers["fooled"])
-    sizes = {picture.image.size for picture in called(sections, TITLES[5]).pictures if isinstance(picture.image, Image.Image)}  # fmt: skip
+    images = [picture.image for picture in called(sections, TITLES[5]).pictures]
+    sizes = {image.size for image in images if isinstance(image, Image.Image)}
     assert len(sizes) == 1  # they stand beside each other
 
 
@@ -322,8 +326,8 @@ def test_a_classifier_that_knows_nothing(subject: Subject) -> None:
     images = subject.test
     assert images.labels is not None
     few = np.flatnonzero(images.labels != 9)[:20]
-    unlucky = replace(subject, classifier=Classifier(Wrong(), labels=NAMES, size=(8, 8), channels=1),
-                      test=replace(images, images=images.images[few], labels=images.labels[few]))  # fmt: skip
+    test = replace(images, images=images.images[few], labels=images.labels[few])
+    unlucky = replace(subject, classifier=Classifier(Wrong(), labels=NAMES, size=(8, 8), channels=1), test=test)
     made = [part(unlucky) for part in lecture.PARTS if part.title in TITLES[4:6]]
     assert all("train longer" in section.absent and not section.pictures for section in made)
     assert "train longer" in lecture.page(unlucky, made, 1.0)
@@ -370,6 +374,6 @@ def test_interrupted_while_the_page_is_made(
 
     monkeypatch.setattr(lecture, "PARTS", (Part("Ctrl-C", (), pressed),))
     told = sfumato("demo", "--minutes", "0.01")
-    assert told.status == 130 and "the same command goes on from there" in told.err and told.out == ""
+    assert told.status == 130 and "re-run the command to resume" in told.err and told.out == ""
     assert (inside / "demo" / "digits" / "model.safetensors").exists()
     assert not (inside / "demo" / lecture.PAGE).exists()

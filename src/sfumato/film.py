@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 FRAMES = 4  # of each stage
 TILE = 112  # px, the finest stage; coarser ones are drawn as much smaller as they are
 GAP = 10
-CAPTION = 34
+CAPTION = 40
 
 
 class Chain(Protocol):

@@ -17,16 +17,18 @@ if TYPE_CHECKING:
     from sfumato.lecture import Section, Subject
 
 DATA = "clothes"  # it comes with the package, so the page is the same everywhere
-CLASSIFIER_SHARE = 1 / 6  # of the minutes, in addition
+CLASSIFIER_SHARE = 1 / 6  # training time of the classifier, as a share of the minutes; in addition to them
+
+
+Out = Annotated[Path, typer.Option("-o", "--out", help="Folder for the models, the page and the pictures.")]
+Minutes = Annotated[
+    float, typer.Option("--minutes", help="Training time of the diffusion model; the rest takes about as long again.")
+]
 
 
 def demo(
-    out: Annotated[Path, typer.Option("--out", help="Folder for the models, the page and the pictures.")] = Path(
-        "demo"
-    ),
-    minutes: Annotated[
-        float, typer.Option("--minutes", help="Of training the generator; the rest takes about as long again.")
-    ] = 2.0,
+    out: Out = Path("demo"),
+    minutes: Minutes = 2.0,
     device: DeviceOption = "auto",
     as_json: JsonOption = False,
 ) -> None:
@@ -37,16 +39,16 @@ def demo(
         subject = _train(out, minutes, device)
         sections = _sections(subject)
     except KeyboardInterrupt:
-        raise Interrupted("stopped: the same command goes on from there") from None
+        raise Interrupted("stopped: re-run the command to resume") from None
     from sfumato import lecture
 
     seconds = time.perf_counter() - began
     written = lecture.write(subject, sections, out, seconds)
     classes, run = subject.generator.classes, subject.run
     lines = [
-        f"page:    {written['page']}  (the lecture, each part beside its formula: open it in a browser)",
+        f"page:    {written['page']}  (the lecture formula by formula: open it in a browser)",
         f"samples: {written['samples']}  (a row for each of {', '.join(classes)})",
-        f"film:    {written['film']}  (noise up to an image, and the image down to noise)",
+        f"film:    {written['film']}  (the reverse process from noise to an image, and the forward process back)",
         f"models:  {run}, {subject.classifier_folder}",
         f"next: sfumato sample {shlex.quote(str(run))} --label {shlex.quote(classes[-2])} -n 64 -o more.png",
     ]
@@ -62,7 +64,7 @@ def demo(
 
 
 def _train(out: Path, minutes: float, device: str) -> Subject:
-    """Both models, trained or gone on with."""
+    """Both models, trained or resumed."""
     from sfumato import classifiers, data, lecture
     from sfumato.cli.classifier import ClassifierDisplay
     from sfumato.cli.main import app
@@ -80,10 +82,9 @@ def _train(out: Path, minutes: float, device: str) -> Subject:
     with closing(steps), ClassifierDisplay(f"training a classifier for {clock(60 * short)} minutes") as display:  # type: ignore[type-var]
         for progress in steps:
             display.update(progress)  # type: ignore[arg-type]
-    return lecture.Subject(
-        Generator.from_pretrained(run, device), classifiers.load_classifier(folder, device), test, run, folder,
-        sizes=lecture.Sizes(), verbs=frozenset(str(verb.name) for verb in (*app.registered_commands, *app.registered_groups)),
-    )  # fmt: skip
+    generator, classifier = Generator.from_pretrained(run, device), classifiers.load_classifier(folder, device)
+    verbs = frozenset(str(verb.name) for verb in (*app.registered_commands, *app.registered_groups))
+    return lecture.Subject(generator, classifier, test, run, folder, sizes=lecture.Sizes(), verbs=verbs)
 
 
 def _sections(subject: Subject) -> list[Section]:

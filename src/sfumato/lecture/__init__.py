@@ -10,4 +10,5 @@ from __future__ import annotations
 from sfumato.lecture.page import PAGE, PARTS, page, summary, write
 from sfumato.lecture.section import Absent, Part, Picture, Section, Sizes, Subject, Table
 
-__all__ = ["PAGE", "PARTS", "Absent", "Part", "Picture", "Section", "Sizes", "Subject", "Table", "page", "summary", "write"]  # fmt: skip
+__all__ = ["PAGE", "PARTS", "Absent", "Part", "Picture", "Section", "Sizes", "Subject", "Table", "page"]
+__all__ += ["summary", "write"]

@@ -1,4 +1,4 @@
-"""What the generator knows of a given image: how likely it is, and what it shows."""
+"""The generator as a density model: the likelihood of a given image, and the class that explains it best."""
 
 from __future__ import annotations
 
@@ -33,10 +33,10 @@ BAYES = Markup(
 
 @part("How likely is an image?", LIKELIHOOD, BOUND)
 def likelihood(subject: Subject) -> Section:
-    """Bits per dimension of test images, the ends of their order, foreign images, and three ways to the number."""
+    """Bits per dimension of test images, the likeliest and unlikeliest, out-of-distribution images, and three estimators."""
     generator, sizes = subject.generator, subject.sizes
     x, _ = subject.some(sizes.scored)
-    other, foreign = _foreign(subject, x)
+    other, kind = _out_of_distribution(subject, x)
     inside, outside = (score(generator, images, draws=sizes.draws, seed=subject.seed) for images in (x, other))
     order = inside.bits.argsort()
     shown = min(EXTREMES, len(order))
@@ -45,42 +45,53 @@ def likelihood(subject: Subject) -> Section:
     complexity = auroc(inside.bits - png_bits(x), outside.bits - png_bits(other))
     figure, paths = integration_figure(generator, x[:FEW], samples=sizes.integrated, seed=subject.seed)
     low, high = float(inside.bits.min()), float(inside.bits.max())
-    integral = paths["integral"][0]
-    said = (
-        f"Bits per dimension say how many bits a pixel takes to write down under the model: 8 for pure noise, less is "
-        f"likelier. {len(x)} test images have {inside.mean:.2f} on average, from {low:.2f} to {high:.2f}. Simple ones come "
-        "first as a rule, busy ones last.",
-        f"{foreign[0].upper()}{foreign[1:]}, which the model has never seen, have {outside.mean:.2f}. Told apart by their bits "
-        f"alone, a random one of them scores higher than a random test image in {plain.value:.0%} of all pairs; by their bits "
-        f"less those of a PNG file, in {complexity.value:.0%}. "
-        + ("Below 50% the order is wrong: simple foreign images look likelier than the model’s own. " if plain.value < 0.5 else "")
-        + "50% would be no better than a coin.",
-        f"Why nobody integrates: {paths['samples']:,} images drawn from p(z) and compared with x took {integral['evaluations'][-1]:,} "
-        f"evaluations of the network and leave the estimate at {integral['bits'][-1]:.1f} bits, for so few of them come near that "
-        f"{integral['effective_samples']:.1f} count. The chain’s loss bounds the same number by {paths['bound']['bits'][-1]:.2f} after "
-        f"{paths['bound']['evaluations'][-1]:,}, and the exact change of variables along it gives {paths['ode']['bits']:.2f} after "
-        f"{paths['ode']['evaluations']:,} (means over {paths['images']} images).",
-    )  # fmt: skip
-    run = shlex.quote(str(subject.run))
-    against = "" if foreign.startswith("the same") else " --against digits"
+    integral, bound, ode = paths["integral"][0], paths["bound"], paths["ode"]
+    text = (
+        "Bits per dimension are the negative log-likelihood in base 2, divided by the number of pixel values: 8 for uniform noise, "
+        f"lower is likelier. {len(x)} test images have {inside.mean:.2f} on average, from {low:.2f} to {high:.2f}. Simple "
+        "shapes are usually the likeliest, detailed ones the unlikeliest.",
+        f"Out-of-distribution images, here {kind}, have {outside.mean:.2f}. As a detector of them the likelihood has an AUROC of "
+        f"{plain.value:.2f}; after the length of the image’s PNG file is subtracted (input complexity), {complexity.value:.2f}. "
+        + (
+            "Below 0.5 the order is wrong: a simple unknown image looks likelier than the training data. "
+            if plain.value < 0.5
+            else ""
+        )
+        + "Chance is 0.5.",
+        "Why nobody integrates over z: "
+        f"{paths['samples']:,} samples from p(z), compared with x, cost {integral['evaluations'][-1]:,} network evaluations and "
+        f"leave the estimate at {integral['bits'][-1]:.1f} bits per dimension; the effective sample size is "
+        f"{integral['effective_samples']:.1f}. The variational bound gives {bound['bits'][-1]:.2f} for "
+        f"{bound['evaluations'][-1]:,} evaluations, and the exact change of variables along the probability-flow ODE "
+        f"{ode['bits']:.2f} for {ode['evaluations']:,} (means over {paths['images']} images).",
+    )
+    run, name = shlex.quote(str(subject.run)), subject.test.name
+    against = "" if kind.startswith("the same") else " --against digits"
+    ordered = pictures.named_rows(ends, ["fewest bits", "most bits"])
+    numbers = {
+        "inside": inside.to_json(),
+        "outside": outside.to_json(),
+        "out_of_distribution": kind,
+        "low": low,
+        "high": high,
+    }
+    numbers |= {"bits": plain.to_json(), "bits_less_png": complexity.to_json(), "integration": paths}
     return Section(
-        text=said,
+        text=text,
         pictures=(
-            Picture(pictures.named_rows(ends, ["fewest bits", "most bits"]), "the likeliest and the unlikeliest test images",
-                    wide=True),
+            Picture(ordered, "the likeliest and the unlikeliest test images", wide=True),
             Picture(figure, "three estimates of the likelihood against their cost", wide=True),
         ),
         commands=(
-            f"sfumato score {run} --data {subject.test.name}{against} -o scores",
-            f"sfumato score {run} --data {subject.test.name} --method integral -n 8 -o integral",
+            f"sfumato score {run} --data {name}{against} -o scores",
+            f"sfumato score {run} --data {name} --method integral -n 8 -o integral",
         ),
-        numbers={"inside": inside.to_json(), "outside": outside.to_json(), "foreign": foreign, "low": low, "high": high,
-                 "bits": plain.to_json(), "bits_less_png": complexity.to_json(), "integration": paths},
-    )  # fmt: skip
+        numbers=numbers,
+    )
 
 
-def _foreign(subject: Subject, x: Tensor) -> tuple[Tensor, str]:
-    """As many images that the model was not made for, and what they are."""
+def _out_of_distribution(subject: Subject, x: Tensor) -> tuple[Tensor, str]:
+    """As many images of another kind than the training data, and what they are."""
     if subject.test.name == "digits":
         return x.flip(2), "the same digits upside down"
     height, width = subject.generator.ladder.size
@@ -90,7 +101,7 @@ def _foreign(subject: Subject, x: Tensor) -> tuple[Tensor, str]:
 
 @part("The generator as a classifier", BAYES)
 def generator_as_classifier(subject: Subject) -> Section:
-    """Each image to the class under which the generator denoises it best."""
+    """Each image is assigned to the class under which the generator denoises it best."""
     x, y = subject.some(subject.sizes.classified)
     own = diffusion_classifier(subject.generator, subject.classifier.labels, seed=subject.seed)
     decision = classify(own, x)
@@ -99,26 +110,31 @@ def generator_as_classifier(subject: Subject) -> Section:
     passes = float(decision.passes.float().mean())
     picked = _picked(decision.shares, right)
     labels = subject.classifier.labels
-    drawn = []
+    shown = []
     for i in picked:
         share, best = decision.shares[i].max(0)
-        truth = "right" if right[i] else f"wrong: it is {labels[int(y[i])]}"
-        drawn.append(Picture(pictures.grid(x[i : i + 1], scale=3, gap=0), f"test image of {labels[int(y[i])]}",
-                             f"{labels[int(best)]}, {float(share):.0%}: {truth}", pixelated=True))  # fmt: skip
-    said = (
-        "By Bayes’ rule the same denoiser is a classifier: an image belongs to the class under which it is denoised best. "
-        f"Of {len(x)} test images this is right for {int(right.sum())}; the classifier that was trained for the task for "
-        f"some seconds, for {int(trained.sum())}. It takes {passes:.0f} evaluations of the network an image, although classes "
-        "that are clearly worse are dropped early.",
+        name = labels[int(y[i])]
+        verdict = "right" if right[i] else f"wrong: it is {name}"
+        tile = pictures.grid(x[i : i + 1], scale=3, gap=0)
+        caption = f"{labels[int(best)]}, {float(share):.0%}: {verdict}"
+        shown.append(Picture(tile, f"test image of {name}", caption, pixelated=True))
+    text = (
+        "By Bayes’ rule a conditional diffusion model is also a classifier (diffusion classifier): the predicted class is the "
+        f"one under which the image is denoised best. This is right for {int(right.sum())} of {len(x)} test images; the "
+        f"classifier that was trained for the task, for a few seconds, is right for {int(trained.sum())}. It takes "
+        f"{passes:.0f} network evaluations an image, although classes that are clearly worse are dropped early.",
     )
-    commands = [f"sfumato classify {shlex.quote(str(subject.run))} --data {subject.test.name} -n 200"]
+    run = shlex.quote(str(subject.run))
+    commands = [f"sfumato classify {run} --data {subject.test.name} -n 200"]
     if not subject.verbs or "purify" in subject.verbs:
-        said += ("It can also clean an attacked image before a classifier sees it, by adding noise and denoising: purification, "
-                 "which only an attack that knows of it can judge.",)  # fmt: skip
-        commands.append(f"sfumato purify {shlex.quote(str(subject.run))} attacked/adversarial/*.png -o clean")
+        text += (
+            "The same denoiser can also remove an adversarial perturbation before the classifier sees the image: add noise, "
+            "then denoise (purification). Only an adaptive attack, with gradients through the purification, can judge it.",
+        )
+        commands.append(f"sfumato purify {run} attacked/adversarial/*.png -o clean")
     return Section(
-        text=said,
-        pictures=tuple(drawn),
+        text=text,
+        pictures=tuple(shown),
         columns=4,
         commands=tuple(commands),
         numbers={"images": len(x), "right": int(right.sum()), "trained_right": int(trained.sum()), "passes": passes},
@@ -126,7 +142,7 @@ def generator_as_classifier(subject: Subject) -> Section:
 
 
 def _picked(shares: Tensor, right: Tensor) -> list[int]:
-    """Four images to show: of the right ones the least sure, of the wrong ones the surest, two of each where there are."""
+    """Four images to show: two right ones of the lowest confidence, two wrong ones of the highest, where there are."""
     sure = shares.amax(1)
     order = sure.argsort().tolist()
     hits, misses = [i for i in order if right[i]], [i for i in reversed(order) if not right[i]]

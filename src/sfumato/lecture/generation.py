@@ -1,4 +1,4 @@
-"""The lecture's first half: the chain in both directions, images from texts, and conditions pressed harder."""
+"""The lecture's first half: the diffusion chain in both directions, text to image, and classifier-free guidance."""
 
 from __future__ import annotations
 
@@ -14,8 +14,8 @@ from sfumato.core.errors import InputError
 from sfumato.film import film
 from sfumato.lecture.section import Absent, Picture, Section, Subject, part
 
-GUIDANCE = 1.5  # of the samples: a short training leaves labels weak, so they are pressed a little
-STRENGTHS = (0.0, 1.0, 3.0)
+GUIDANCE = 1.5  # of the samples: after a short training the condition alone is weak
+SCALES = (0.0, 1.0, 3.0)  # of guidance, side by side
 PROMPTS = ("a red heart", "a cat with sunglasses", "a smiling sun", "a green apple")
 
 CHAIN = Markup(
@@ -29,9 +29,9 @@ LOSS = Markup(
 )
 CONDITION = Markup("<i>ẑ<sub>t</sub></i> = Dec<sub><i>t</i></sub>(<i>z</i><sub><i>t</i>−1</sub>, <i>c</i>)")
 LATENT = Markup("<i>c</i> = the language model’s latents of the text")
-PRESSED = Markup(
+CFG = Markup(
     "Dec(<i>z</i>) + <i>g</i> · [ Dec(<i>z</i>, <i>c</i>) − Dec(<i>z</i>) ]"
-    ' &emsp; <span class="aside">with <i>c</i> dropped 10% of the times in training</span>'
+    ' &emsp; <span class="aside"><i>c</i> is dropped in 10% of the training images</span>'
 )
 
 
@@ -47,35 +47,34 @@ def down_and_up(subject: Subject) -> Section:
     sizes = [f"{w}x{h}" for _, h, w in (generator.ladder.shape(k) for k in range(generator.ladder.stages))]
     parameters = sum(p.numel() for p in generator.denoiser.parameters())
     numbers = {"stages": sizes, "parameters": parameters, "drawn": len(labels)}
-    said = [
-        f"From left to right the film goes up: noise of {sizes[0]} pixels is denoised step by step and enlarged, until an "
-        f"image of {sizes[-1]} is there. From right to left the lower row goes down: the same image is given noise and "
-        "made smaller, until nothing of it is left. Both rows are the same rungs; s is the standard deviation of the noise."
+    text = [
+        "The upper row, from left to right, is the reverse process: it starts with Gaussian noise of "
+        f"{sizes[0]} pixels, removes a little of it in each step, and raises the resolution until an image of {sizes[-1]} "
+        "is left. The lower row, from right to left, is the forward process: the same image gets noise and loses "
+        "resolution until only noise is left. s is the standard deviation of the noise; a column has the same s in both rows."
     ]
-    drawn = [Picture(both, "film: noise up to an image, and the image down to noise", wide=True, name="film")]
+    shown = [Picture(both, "film: noise up to an image, and the image down to noise", wide=True, name="film")]
     log = subject.log
     if len(log) > 1:
         first, last = log[0], log[-1]
-        numbers |= {"images": last["images"], "seconds": last["seconds"], "first_loss": first["loss"], "last_loss": last["loss"]}  # fmt: skip
-        said.append(
-            f"One network of {parameters / 1e6:.1f} million parameters is every Dec: it is told t and the class c. In "
-            f"{_duration(last['seconds'])} it saw {last['images']:,} noisy images, and its loss fell from "
-            f"{first['loss']:.2f} to {last['loss']:.2f}."
+        numbers |= {"images": last["images"], "seconds": last["seconds"]}
+        numbers |= {"first_loss": first["loss"], "last_loss": last["loss"]}
+        text.append(
+            f"One network of {parameters / 1e6:.1f} million parameters serves as Dec at every step: it gets the noise level "
+            f"and the class c as inputs. In {_duration(last['seconds'])} of training it saw {last['images']:,} noisy images, "
+            f"and its loss fell from {first['loss']:.2f} to {last['loss']:.2f}."
         )
-        caption = "The loss, averaged over the last steps, against the images seen."
-        drawn.append(Picture(_loss_curve(log), "the training's loss", caption, wide=True))
-    said.append(f"Then {each} fresh draws of z₀ for each of the {len(classes)} classes give new images of that class.")
-    drawn.append(Picture(samples, f"{each} samples of each class", name="samples"))
-    run = shlex.quote(str(subject.run))
-    return Section(
-        text=tuple(said),
-        pictures=tuple(drawn),
-        commands=(
-            f"sfumato train --data {subject.test.name} --minutes 15 --out runs/{subject.test.name}",
-            f"sfumato sample {run} --film -o film.png",
-        ),
-        numbers=numbers,
+        caption = "Training loss (running average) against the number of training images seen."
+        shown.append(Picture(_loss_curve(log), "the training loss", caption, wide=True))
+    text.append(
+        f"Samples conditioned on each of the {len(classes)} classes, {each} a class, not selected. Each starts with its own "
+        f"noise z₀; the guidance scale is {GUIDANCE:g}."
     )
+    caption = f"Rows, from the top: {', '.join(classes)}."
+    shown.append(Picture(samples, f"{each} samples of each class", caption, name="samples"))
+    train = f"sfumato train --data {subject.test.name} --minutes 15 --out runs/{subject.test.name}"
+    commands = (train, f"sfumato sample {shlex.quote(str(subject.run))} --film -o film.png")
+    return Section(text=tuple(text), pictures=tuple(shown), commands=commands, numbers=numbers)
 
 
 @part("Text to image", CONDITION, LATENT)
@@ -87,58 +86,62 @@ def text_to_image(subject: Subject) -> Section:
     except InputError as error:
         raise Absent(f"Left out: {error}.") from None
     each = subject.sizes.prompted
-    told = [prompt for prompt in PROMPTS for _ in range(each)]
-    pixels = model.sample(len(told), prompt=told, seed=subject.seed).split(each)
-    drawn = [
+    prompts = [prompt for prompt in PROMPTS for _ in range(each)]
+    pixels = model.sample(len(prompts), prompt=prompts, seed=subject.seed).split(each)
+    shown = [
         Picture(pictures.grid(part, columns=each), f"images of: {prompt}", f"“{prompt}”", pixelated=True)
         for prompt, part in zip(PROMPTS, pixels, strict=True)
     ]
     parameters = sum(p.numel() for p in model.denoiser.parameters())
     guidance = model.default_guidance.scale
     height, width = model.ladder.size
-    said = (
-        f"The text takes the label’s place: a frozen language model reads it, and each Dec attends to its latents. "
-        f"These are the first {each} images for each prompt, not the best ones, from the model that comes with sfumato: "
-        f"{parameters / 1e6:.0f} million parameters, trained on emoji at {width}x{height} pixels, with guidance {guidance:g}."
+    text = (
+        "The condition c can be a text: a frozen language model encodes it, and Dec reads the token embeddings by "
+        f"cross-attention. Below are the first {each} samples for each prompt, not selected, from the model that comes with "
+        f"sfumato: {parameters / 1e6:.0f} million parameters, trained on emoji of {width}x{height} pixels, guidance scale "
+        f"{guidance:g}."
     )
     return Section(
-        text=(said,),
-        pictures=tuple(drawn),
+        text=(text,),
+        pictures=tuple(shown),
         columns=2,
         commands=(f"sfumato sample --prompt {shlex.quote(PROMPTS[0])} -n 16 -o hearts.png",),
         numbers={"prompts": list(PROMPTS), "each": each, "parameters": parameters, "guidance": guidance},
     )
 
 
-@part("Conditioning", CONDITION, PRESSED)
+@part("Conditioning", CONDITION, CFG)
 def conditioning(subject: Subject) -> Section:
-    """The same noise under guidance 0, 1 and 3, and how often a classifier sees the class that was asked for."""
+    """The same noise under guidance scales 0, 1 and 3, and how often a classifier recognises the requested class."""
     generator, classes = subject.generator, subject.generator.classes
     labels = [name for _ in range(subject.sizes.guided) for name in classes]
     wanted = torch.tensor([subject.classifier.labels.index(name) for name in labels])
     rows, hits = [], []
-    for strength in STRENGTHS:
-        pixels = generator.sample(len(labels), labels, guidance=strength, seed=subject.seed)
+    for scale in SCALES:
+        pixels = generator.sample(len(labels), labels, guidance=scale, seed=subject.seed)
         hits.append(int((subject.classifier.predict(pixels).cpu() == wanted).sum()))
         rows.append(pixels[: len(classes)])
-    names = [f"g = {strength:g}" for strength in STRENGTHS]
+    names = [f"g = {scale:g}" for scale in SCALES]
     sheet = pictures.named_rows(pictures.grid(torch.cat(rows), columns=len(classes)), names)
-    counts = ", ".join(f"g = {s:g}: {n} of {len(labels)}" for s, n in zip(STRENGTHS, hits, strict=True))
+    counts = ", ".join(f"{n} of {len(labels)} for g = {s:g}" for s, n in zip(SCALES, hits, strict=True))
     drop = generator.config.drop
-    said = (
-        f"While training, the class was dropped {drop:.0%} of the times, so the network can do with it and without. The "
-        "difference of the two is a direction towards the class, and g says how far to go: with g = 0 the class is "
-        "ignored, g = 1 is the plain conditional model, more exaggerates what is typical.",
-        f"A column is one class and one noise. A separately trained classifier (below) sees the class that was asked for in "
-        f"{counts}. Chance is 1 in {len(classes)}.",
+    text = (
+        f"Classifier-free guidance: in training the class is dropped for {drop:.0%} of the images, so one network is both "
+        "the conditional and the unconditional model. Their difference points towards the class, and the guidance scale g "
+        "says how far to follow it. g = 0 ignores the class, g = 1 is the conditional model, and a larger g exaggerates "
+        "what is typical of the class, at the price of variety.",
+        f"Each column is one class and one noise. A classifier that was trained separately (below) recognises the requested "
+        f"class in {counts}. Chance is 1 in {len(classes)}.",
     )
-    run = shlex.quote(str(subject.run))
+    caption = f"Columns: {', '.join(classes)}."
+    shown = Picture(sheet, "the same noise with guidance scales 0, 1 and 3", caption, wide=True)
+    recognised = dict(zip(map(str, SCALES), hits, strict=True))
     return Section(
-        text=said,
-        pictures=(Picture(sheet, "the same noise with guidance 0, 1 and 3", f"Columns: {', '.join(classes)}.", wide=True),),
-        commands=(f"sfumato sample {run} --guidance 3 -n 64 -o pressed.png",),
-        numbers={"of": len(labels), "drop": drop, "recognised": dict(zip(map(str, STRENGTHS), hits, strict=True))},
-    )  # fmt: skip
+        text=text,
+        pictures=(shown,),
+        commands=(f"sfumato sample {shlex.quote(str(subject.run))} --guidance 3 -n 64 -o guided.png",),
+        numbers={"of": len(labels), "drop": drop, "recognised": recognised},
+    )
 
 
 def _loss_curve(log: list[dict[str, float]]) -> Markup:
@@ -159,4 +162,6 @@ def _loss_curve(log: list[dict[str, float]]) -> Markup:
 
 
 def _duration(seconds: float) -> str:
-    return f"{seconds:.2g} seconds" if seconds < 10 else f"{seconds:.0f} seconds" if seconds < 100 else f"{seconds / 60:.1f} minutes"  # fmt: skip
+    if seconds < 100:
+        return f"{seconds:.2g} seconds" if seconds < 10 else f"{seconds:.0f} seconds"
+    return f"{seconds / 60:.1f} minutes"

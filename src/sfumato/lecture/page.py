@@ -32,21 +32,32 @@ def what_next(subject: Subject) -> Section:
     """Commands for one's own images."""
     run, folder = (shlex.quote(str(path)) for path in (subject.run, subject.classifier_folder))
     name = subject.test.name
-    steps = (
-        ("train", "sfumato train --data photos --out runs/photos --minutes 60", "Your own images: a folder with a sub-folder a class, or with captions."),
-        ("classifier", "sfumato classifier train --data photos --out classifiers/photos", "And a classifier of them."),
-        ("evaluate", f"sfumato evaluate {run} --data {name}", "How good are the samples? Distances, and the nearest training images."),
-        ("harden", f"sfumato harden {folder} --data {name} --method trades --norm Linf --eps 8/255 --out hardened", "A classifier that is harder to fool."),
-        ("--help", "sfumato --help", "Everything else."),
-    )  # fmt: skip
-    shown = [step for step in steps if step[0] == "--help" or not subject.verbs or step[0] in subject.verbs]
+    steps = {
+        "train": (
+            "sfumato train --data photos --out runs/photos --minutes 60",
+            "Your own images: a folder with a sub-folder for each class, or with captions.",
+        ),
+        "classifier": (
+            "sfumato classifier train --data photos --out classifiers/photos",
+            "A classifier of the same images.",
+        ),
+        "evaluate": (
+            f"sfumato evaluate {run} --data {name}",
+            "Sample quality: Fréchet distances, precision and recall, nearest training images.",
+        ),
+        "harden": (
+            f"sfumato harden {folder} --data {name} --method trades --norm Linf --eps 8/255 --out hardened",
+            "Adversarial training.",
+        ),
+        "": ("sfumato --help", "All commands."),
+    }
+    shown = [step for verb, step in steps.items() if not verb or not subject.verbs or verb in subject.verbs]
     return Section(
         title="What to do next",
         text=(
-            "Everything above came out of minutes of training; most of it gets much better with an hour. The same program, "
-            "from a command line:",
+            "The models on this page were trained for minutes; an hour makes most of it much better. From the command line:",
         ),
-        commands=tuple(f"{command}  # {why}" for _, command, why in shown),
+        commands=tuple(f"{command}  # {why}" for command, why in shown),
     )
 
 
@@ -89,18 +100,14 @@ def write(subject: Subject, sections: Sequence[Section], folder: str | Path, sec
         written[picture.name] = folder / f"{picture.name}.png"
         _save(picture, written[picture.name])
     written["page"] = folder / PAGE
-    atomic_write(
-        written["page"], page(subject, sections, seconds).encode("utf-8", "replace")
-    )  # names may hold half characters
-    return written  # fmt: skip
+    content = page(subject, sections, seconds)
+    atomic_write(written["page"], content.encode("utf-8", "replace"))  # names may hold half characters
+    return written
 
 
 def summary(sections: Sequence[Section]) -> list[dict[str, Any]]:
     """Title and numbers of each part, or why it was left out, ready for JSON."""
-    return [
-        {"title": section.title, "absent": section.absent} if section.absent else {"title": section.title, **section.numbers}
-        for section in sections
-    ]  # fmt: skip
+    return [{"title": s.title, **({"absent": s.absent} if s.absent else s.numbers)} for s in sections]
 
 
 def _save(picture: Picture, path: Path) -> None:
