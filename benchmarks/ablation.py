@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import argparse
 import re
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +18,7 @@ import torch
 from benchmarks.arms import ours
 from benchmarks.base import record, trial
 from benchmarks.base.record import Record, groups
-from benchmarks.base.table import Claim, grid, mean, pivot, spread, table
+from benchmarks.base.table import Claim, mean, pivot, rows, spread
 from benchmarks.features import Features, images
 from benchmarks.generative import KEPT, measure
 from sfumato.config import preset
@@ -115,11 +114,8 @@ def sampling_of(change: str, out: Path) -> tuple[str, ...]:
 def page() -> list[str]:
     parts = []
     for (minutes, threads, n), mine in groups(record.read(NAME), "minutes", "threads", "n").items():
-        parts += [
-            f"## {minutes:g} minutes",
-            f"{threads} thread(s), {n} images for a distance; best first.",
-            changed(mine),
-        ]
+        about = f"{threads} thread(s), {n} images for a distance; best first."
+        parts += [f"## {minutes:g} minutes", about, changed(mine)]
         if default := [each for each in mine if each["change"] == DEFAULT]:
             parts += ["Sharing the steps over the stages, the default's models:", shared(default)]
     return [*parts, *earlier()]
@@ -148,40 +144,32 @@ def earlier() -> list[str]:
 def changed(found: list[Record]) -> str:
     """The changes, best first at the first setting, and the errors on plain states."""
     by_change = list(groups(record.latest(found, ("change", "seed")), "change").values())
-    first, sigmas = SAMPLING[0], list(found[-1]["plain_errors"])
-
-    def of(setting: str, key: str) -> Callable[[list[Record]], list[float]]:
-        return lambda group: [r[key] for each in group for r in each["results"] if r["setting"] == setting]
-
-    distance = {setting: of(setting, "distance") for setting in SAMPLING}
-    columns: dict[str, Callable[[list[Record]], str]] = {
-        "change": lambda group: f"`{group[0]['change']}`",
-        "parameters": lambda group: f"{mean(group, 'parameters') / 1e6:.2f} M",
-        "steps": lambda group: f"{mean(group, 'steps'):,.0f}",
-        **{s: lambda group, s=s: spread(distance[s](group)) for s in SAMPLING},
-        f"ms ({first})": lambda group: spread(of(first, "milliseconds")(group)),
-        **{f"plain error, sigma {s}": lambda group, s=s: _plain(group, s) for s in sigmas},
-    }
-    return table(sorted(by_change, key=lambda group: sum(distance[first](group)) / len(group)), columns)
-
-
-def _plain(group: list[Record], sigma: str) -> str:
-    return f"{mean([each['plain_errors'] for each in group], sigma):.4f}"
+    items = []
+    for group in by_change:
+        distances = [[r["distance"] for each in group for r in each["results"] if r["setting"] == s] for s in SAMPLING]
+        times = [r["milliseconds"] for each in group for r in each["results"] if r["setting"] == SAMPLING[0]]
+        errors = [f"{mean([each['plain_errors'] for each in group], f'{sigma:g}'):.4f}" for sigma in SIGMAS]
+        item = {
+            "change": group[0]["change"],
+            "millions": mean(group, "parameters") / 1e6,
+            "steps": mean(group, "steps"),
+        }
+        cells = [*map(spread, distances), spread(times), *errors]
+        items.append({**item, "best": sum(distances[0]) / len(group), "cells": " | ".join(cells)})
+    columns = [*SAMPLING, f"ms ({SAMPLING[0]})", *(f"plain error, sigma {sigma:g}" for sigma in SIGMAS)]
+    head = " | ".join(["change | parameters | steps", *columns])
+    row = "`{change}` | {millions:.2f} M | {steps:,.0f} | {cells}"
+    return rows(head, row, sorted(items, key=lambda item: item["best"]))
 
 
 def shared(found: list[Record]) -> str:
     """Every sampler setting of the default's models."""
-    settings = groups([result for each in found for result in each["results"]], "setting")
-    rows = [
-        [
-            setting,
-            spread([each["distance"] for each in mine]),
-            f"{mean(mine, 'gflop'):.2f}",
-            f"{mean(mine, 'milliseconds'):.2f}",
-        ]
-        for (setting,), mine in settings.items()
-    ]
-    return grid(("sampler", "distance", "GFLOP / image", "ms / image"), rows)
+    items = []
+    for (setting,), mine in groups([result for each in found for result in each["results"]], "setting").items():
+        means = {key: mean(mine, key) for key in ("gflop", "milliseconds")}
+        items.append({"setting": setting, "distance": spread([each["distance"] for each in mine]), **means})
+    row = "{setting} | {distance} | {gflop:.2f} | {milliseconds:.2f}"
+    return rows("sampler | distance | GFLOP / image | ms / image", row, items)
 
 
 def claims() -> list[Claim]:

@@ -77,10 +77,7 @@ def run(chosen: argparse.Namespace) -> None:
         key = {key: getattr(chosen, key) for key in ("images", "n", "alpha", "seconds")} | {"arm": arm, "sigma": sigma}
         key |= {"data": images(chosen.data, "test").name, "seed": seed}
         key["generator_seconds"] = chosen.generator_seconds if arm in DENOISED else 0.0
-        if chosen.again or not record.has(record.read(NAME), **key):
-            made = record.append(NAME, {**key, **measure(chosen.data, key, chosen.runs)})
-            shares = ", ".join(f"{r} {s['accuracy']:.1%}" for r, s in made["certified"].items())
-            print(f"{arm} sigma {sigma:g}: {shares}; {made['samples']['median']:.0f} draws", flush=True)
+        record.once(NAME, key, chosen.again, lambda key=key: measure(chosen.data, key, chosen.runs))
 
 
 def prefix(name: str) -> str:

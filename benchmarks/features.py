@@ -17,9 +17,11 @@ from torch import Tensor
 
 from benchmarks.base.trial import FASHION, runs_folder
 from sfumato.core import checkpoint
+from sfumato.core.pictures import to_bytes
 from sfumato.data import ImageSet, load
-from sfumato.metrics import classifier
+from sfumato.metrics import Retrieval, classifier, find_judge, reference_features
 from sfumato.metrics.distances import frechet_distance, moments
+from sfumato.training.contrastive import captions_of
 
 CHUNK = 500  # images at once
 
@@ -72,3 +74,19 @@ class Features:
         """The distance of n test images from the training set."""
         test = images(self.name, "test").pixels(slice(0, n))
         return round(frechet_distance(self.features(test), self.reference), 4)
+
+
+class Judge:
+    """What text-to-image models are measured with: captions, the scorer of captions, its space, the training images in it."""
+
+    def __init__(self, train: ImageSet, test: ImageSet) -> None:
+        self.known = [texts[0] for texts in captions_of(train)]
+        self.new = [texts[0] for texts in captions_of(test) if texts[0] not in set(self.known)]
+        self.retrieval = Retrieval(find_judge(train, torch.device("cpu")), train, test)
+        self.space = self.retrieval.judge.space
+        self.reference = reference_features(self.space, train)
+        self.real = {each.split: self.retrieval.of_real(each)["r_precision"] for each in (train, test)}
+
+    def features(self, pixels: Tensor) -> Tensor:
+        """Those of (N, C, H, W) pictures in [0, 1], rounded to 8 bits as if saved."""
+        return self.space.of(ImageSet(to_bytes(pixels), None, (), "samples", "test"))

@@ -9,26 +9,23 @@ from __future__ import annotations
 
 import argparse
 import hashlib
-import time
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 
-from benchmarks.base import record
+from benchmarks.base import record, trial
 from benchmarks.base.record import Record
-from benchmarks.base.table import Claim, table
+from benchmarks.base.table import Claim, rows
+from benchmarks.features import Judge
 from sfumato import recipes
-from sfumato.core.pictures import to_bytes
-from sfumato.data import ImageSet, load
-from sfumato.metrics import Retrieval, compare, find_judge, reference_features
-from sfumato.training.contrastive import captions_of
+from sfumato.data import load
+from sfumato.metrics import compare
 
 NAME = "guidance"
 COMMANDS = ("guidance src/sfumato/packaged/emoji --data DATA --scales 1 1.5 2 3 5 8 -n 200",)
 SCALES = (1.0, 1.5, 2.0, 3.0, 4.0, 6.0, 8.0)
-NUMBERS = ("r_precision", "held_out", "precision", "recall", "frechet")
 NOTES = """\
 The packaged model (its default scale is 3); 200 images of training captions and 95 of held-out ones. The Fréchet distance of
 so few images is biased upward, and compares within this table alone. 1.5 to 3 cannot be told apart by 200 images; above,
@@ -45,13 +42,13 @@ def options(parser: argparse.ArgumentParser) -> None:
 def run(chosen: argparse.Namespace) -> None:
     model = recipes.load(chosen.model, "cpu")
     train, test = (load(chosen.data, size=model.ladder.size, split=split) for split in ("train", "test"))
-    measures = Measures(train, test, chosen.n)
+    judge = Judge(train, test)
+    captions = captions_for(judge, chosen.n)
     identity = {"model": fingerprint(chosen.model), "data": train.fingerprint(), "n": chosen.n}
+    identity |= {"name": chosen.model.name}
     for scale in chosen.scales:
-        if chosen.again or not record.has(record.read(NAME), **identity, guidance=scale):
-            found = {**identity, "name": chosen.model.name, **measures(model, scale), "real": measures.real}
-            record.append(NAME, found)
-            print({name: found[name] for name in ("guidance", *NUMBERS)}, flush=True)
+        key = {**identity, "guidance": scale}
+        record.once(NAME, key, chosen.again, lambda scale=scale: measure(judge, model, captions, scale))
     draw(results(), record.RESULTS / f"guidance-{chosen.model.name}.png")
 
 
@@ -63,42 +60,34 @@ def fingerprint(model: Path) -> str:
     return digest.hexdigest()[:16]
 
 
-class Measures:
-    """What all scales are measured with."""
+def measure(judge: Judge, model: Any, captions: tuple[list[str], list[str]], scale: float) -> Record:
+    """All numbers of one scale; ``captions``: of training images, held-out ones."""
 
-    def __init__(self, train: ImageSet, test: ImageSet, n: int) -> None:
-        known = [texts[0] for texts in captions_of(train)]
-        new = [text for text in dict.fromkeys(texts[0] for texts in captions_of(test)) if text not in set(known)]
-        numbers = np.random.default_rng(0)
-        self.known = [known[i] for i in np.resize(numbers.permutation(len(known)), n)]
-        self.new = [new[i] for i in np.resize(numbers.permutation(len(new)), max(len(new), n // 5))] if new else []
-        self.retrieval = Retrieval(find_judge(train, torch.device("cpu")), train, test)
-        self.space = self.retrieval.judge.space
-        self.reference = reference_features(self.space, train)
-        self.real = {each.split: self.retrieval.of_real(each)["r_precision"] for each in (train, test)}
+    def features(asked: list[str], seed: int) -> torch.Tensor:
+        return judge.features(model.sample(len(asked), prompt=asked, guidance=scale, seed=seed))
 
-    def __call__(self, model: Any, scale: float) -> dict[str, Any]:
-        """All numbers of one scale."""
-        began = time.process_time()
-        features = self._features(model, self.known, scale, seed=0)
-        seconds = time.process_time() - began
-        found = compare(features, self.reference)
-        asked = self.retrieval(features, self.known)
-        held_out = self.retrieval(self._features(model, self.new, scale, seed=1), self.new) if self.new else None
-        return {
-            "guidance": scale,
-            "r_precision": asked["r_precision"],
-            "r_precision_interval": [asked["low"], asked["high"]],
-            "held_out": held_out and held_out["r_precision"],
-            "held_out_interval": held_out and [held_out["low"], held_out["high"]],
-            **{name: found[name] for name in ("precision", "recall", "density", "coverage", "frechet", "kernel")},
-            "judge": f"{self.space.name} {self.space.digest}",
-            "cpu_seconds": round(seconds, 1),
-        }
+    known, new = captions
+    drawn, seconds = trial.timed(lambda: features(known, 0))
+    found, asked = compare(drawn, judge.reference), judge.retrieval(drawn, known)
+    held_out = judge.retrieval(features(new, 1), new) if new else None
+    return {
+        "guidance": scale,
+        "r_precision": asked["r_precision"],
+        "r_precision_interval": [asked["low"], asked["high"]],
+        "held_out": held_out and held_out["r_precision"],
+        "held_out_interval": held_out and [held_out["low"], held_out["high"]],
+        **{name: found[name] for name in ("precision", "recall", "density", "coverage", "frechet", "kernel")},
+        "judge": f"{judge.space.name} {judge.space.digest}",
+        "cpu_seconds": round(seconds, 1),
+        "real": judge.real,
+    }
 
-    def _features(self, model: Any, captions: list[str], scale: float, seed: int) -> torch.Tensor:
-        pixels = model.sample(len(captions), prompt=captions, guidance=scale, seed=seed)
-        return self.space.of(ImageSet(to_bytes(pixels), None, (), "samples", "test"))
+
+def captions_for(judge: Judge, n: int) -> tuple[list[str], list[str]]:
+    """n captions of training images, and a fifth as many held-out ones or all of them."""
+    numbers, new = np.random.default_rng(0), list(dict.fromkeys(judge.new))
+    known = [judge.known[i] for i in np.resize(numbers.permutation(len(judge.known)), n)]
+    return known, [new[i] for i in np.resize(numbers.permutation(len(new)), max(len(new), n // 5))] if new else []
 
 
 def results() -> list[Record]:
@@ -109,15 +98,10 @@ def results() -> list[Record]:
 
 
 def page() -> list[str]:
-    def shown(name: str, digits: int) -> Any:
-        return lambda each: "" if each[name] is None else f"{each[name]:.{digits}f}"
-
-    columns = {"guidance": lambda each: f"{each['guidance']:g}"}
-    columns |= {
-        "R-precision" if name == "r_precision" else name.replace("_", " "): shown(name, 3) for name in NUMBERS[:-1]
-    }
+    head = "guidance | R-precision | held out | precision | recall | distance"
+    row = "{guidance:g} | {r_precision:.3f} | {held_out:.3f} | {precision:.3f} | {recall:.3f} | {frechet:.1f}"
     found = results()
-    return [table(found, columns | {"distance": shown("frechet", 1)}), f"![guidance](guidance-{found[-1]['name']}.png)"]
+    return [rows(head, row, found), f"![guidance](guidance-{found[-1]['name']}.png)"]
 
 
 def draw(found: list[Record], out: Path) -> None:

@@ -15,7 +15,6 @@ import argparse
 import statistics
 import time
 from collections import Counter
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -24,7 +23,7 @@ import numpy as np
 from benchmarks.arms.classifiers import hardened, trained
 from benchmarks.base import record, trial
 from benchmarks.base.record import Record
-from benchmarks.base.table import Claim, mean, pivot, spread, table
+from benchmarks.base.table import Claim, mean, pivot, rows, spread
 from benchmarks.features import images
 from sfumato.attacks import standard
 from sfumato.classifiers import evaluate_classifier, load_classifier, match_labels, read_description
@@ -87,11 +86,7 @@ def run(chosen: argparse.Namespace) -> None:
     setting |= {"data": test.name, "images": min(chosen.images, len(test))}
     for seed, method in [(seed, method) for seed in chosen.seeds for method in methods]:
         key = {**setting, "method": method, "seed": seed}
-        if chosen.again or not record.has(record.read(NAME), **key):
-            made = record.append(NAME, {**key, **measure(train(method, seed, chosen), chosen)})
-            print(
-                f"{method} seed {seed}: clean {made['clean']['accuracy']:.1%}, robust {made['robust']['accuracy']:.1%}"
-            )
+        record.once(NAME, key, chosen.again, lambda m=method, s=seed: measure(train(m, s, chosen), chosen))
 
 
 def train(method: str, seed: int, chosen: argparse.Namespace) -> Path:
@@ -115,15 +110,15 @@ def train(method: str, seed: int, chosen: argparse.Namespace) -> Path:
 def measure(out: Path, chosen: argparse.Namespace) -> Record:
     """Clean and robust accuracy, smoothness, and how the classifier was trained."""
     classifier, test = load_classifier(out, "cpu"), images(chosen.data, "test")
-    rows = np.sort(np.random.RandomState(0).permutation(len(test))[: chosen.images])
-    x, y = test.pixels(rows), match_labels(classifier, test)[rows]
+    chosen_rows = np.sort(np.random.RandomState(0).permutation(len(test))[: chosen.images])
+    x, y = test.pixels(chosen_rows), match_labels(classifier, test)[chosen_rows]
     threat = {"norm": chosen.norm, "eps": chosen.eps}
     began = time.perf_counter()
-    verdict = standard(classifier, x, y, **threat, seed=0, ids=rows.tolist())
+    verdict = standard(classifier, x, y, **threat, seed=0, ids=chosen_rows.tolist())
     spent = round(time.perf_counter() - began, 1)
     return {
         "clean": evaluate_classifier(classifier, test).overall.to_json(),
-        "robust": Accuracy(int(verdict.robust.sum()), len(rows)).to_json(),
+        "robust": Accuracy(int(verdict.robust.sum()), len(x)).to_json(),
         "fooled_by": dict(Counter(name or "robust" for name in verdict.felled_by)),
         "smoothness": smoothness(classifier, x[:MEASURED], y[:MEASURED], **threat).to_json(),
         "training": read_description(out)["training"],
@@ -133,35 +128,24 @@ def measure(out: Path, chosen: argparse.Namespace) -> Record:
 
 def page() -> list[str]:
     """For each setting clean and robust accuracy of each arm, mean and standard deviation over seeds."""
-    parts = []
-
-    def shares(key: str) -> Callable[[list[Record]], str]:
-        return lambda group: spread([100 * each[key]["accuracy"] for each in group], 1, "%")
-
-    def smooth(key: str) -> Callable[[list[Record]], str]:
-        return lambda group: f"{mean([each['smoothness'] for each in group], key):.3g}"
-
-    columns: dict[str, Callable[[list[Record]], str]] = {
-        "arm": lambda group: group[0]["method"],
-        "clean": shares("clean"),
-        "robust": shares("robust"),
-        "gradient norm": smooth("gradient"),
-        "departure from linear": smooth("gap"),
-        "distance": smooth("distance"),
-        "epochs": lambda group: f"{statistics.fmean(each['training']['epochs'] for each in group):.1f}",
-        "seeds": lambda group: str(len(group)),
-    }
+    parts, head = [], "arm | clean | robust | gradient norm | departure from linear | distance | epochs | seeds"
+    row = "{arm} | {clean} | {robust} | {gradient:.3g} | {gap:.3g} | {distance:.3g} | {epochs:.1f} | {seeds}"
     for (data, norm, eps, seconds, plain, n), mine in record.groups(newest(), *SETTING).items():
         arms = record.groups(mine, "method")
         about = (
             f"{seconds:g} s of the processor an arm (the first {plain:g} s as usual), robust on {n} images, mean ± sd"
         )
-        parts += [
-            f"## {data}, {norm} {eps:.4g}",
-            about,
-            table([arms[arm,] for arm in SHOWN if (arm,) in arms], columns),
-        ]
+        items = [summary(arm, arms[arm,]) for arm in SHOWN if (arm,) in arms]
+        parts += [f"## {data}, {norm} {eps:.4g}", about, rows(head, row, items)]
     return [*parts, "## Published", pivot(NAME, "published", "MNIST, Linf 0.3, under AutoAttack")]
+
+
+def summary(arm: str, found: list[Record]) -> dict[str, Any]:
+    """Means over seeds, of clean and robust accuracy with the standard deviation."""
+    shares = {key: spread([100 * each[key]["accuracy"] for each in found], 1, "%") for key in ("clean", "robust")}
+    smooth = {key: mean([each["smoothness"] for each in found], key) for key in ("gradient", "gap", "distance")}
+    epochs = mean([each["training"] for each in found], "epochs")
+    return {"arm": arm, **shares, **smooth, "epochs": epochs, "seeds": len(found)}
 
 
 def newest() -> list[Record]:

@@ -8,10 +8,9 @@ contrast are told from the test images by the bound itself, by the bound less th
 from __future__ import annotations
 
 import argparse
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
@@ -19,7 +18,7 @@ from torch import Tensor
 
 from benchmarks.base import record, trial
 from benchmarks.base.record import Record
-from benchmarks.base.table import Claim, grid, pivot
+from benchmarks.base.table import Claim, pivot, rows
 from benchmarks.features import Features, images
 from sfumato.classifiers import Accuracy
 from sfumato.core import pictures
@@ -86,15 +85,10 @@ def run(chosen: argparse.Namespace) -> None:
                 f"classifier {DRAWS} velocity": lambda m=model: classified(m, data, DRAWS, ALPHA, "velocity"),
             }
         for what, work in measures.items():
-            once(work, model=folder.name, what=what, count=chosen.count, again=chosen.again)
-    trained = {"model": "features", "what": "trained classifier", "count": chosen.count}
-    once(lambda: by_features(data, chosen.data), **trained, again=chosen.again)
-
-
-def once(work: Callable[[], Record], again: bool, **key: Any) -> None:
-    """Measure and record, unless it is recorded already."""
-    if again or not record.has(record.read(NAME), **key):
-        print(record.append(NAME, {**key, **work()}), flush=True)
+            key = {"model": folder.name, "what": what, "count": chosen.count}
+            record.once(NAME, key, chosen.again, work)
+    key = {"model": "features", "what": "trained classifier", "count": chosen.count}
+    record.once(NAME, key, chosen.again, lambda: by_features(data, chosen.data))
 
 
 def some(data: ImageSet, count: int, seed: int = 0) -> ImageSet:
@@ -153,64 +147,60 @@ def integral(generator: Generator, x: Tensor, samples: int, path: Path | None = 
 
 
 def page() -> list[str]:
-    found = record.latest(record.read(NAME), KEYS)
-    scores, outside, classes = [], [], []
-    for each in found:
-        place = [each["model"].removesuffix("-seed0-threads1"), each["what"]]
-        if "bits_per_dim" in each:
-            bits = f"{each['bits_per_dim']:.3f} ± {each['standard_error']:.3f}"
-            scores.append(
-                [*place, str(each["images"]), bits, f"{each['network_evaluations']}", f"{each['ms_an_image']:.0f}"]
-            )
-        elif "integral" in each:
-            scores += [
-                [place[0], f"{what}, for the figure", str(each["images"]), *rest, ""] for what, rest in estimates(each)
-            ]
-        elif "outside_bits" in each:
-            areas = [
-                f"{a['auroc']:.3f} ({a['low']:.3f} to {a['high']:.3f})"
-                for a in (each["bits"], each["bits_less_png"], each["coarsest_stage"])
-            ]
-            outside.append([*place, f"{each['inside_bits']:.3f}", f"{each['outside_bits']:.3f}", *areas])
-        else:
-            share = f"{each['accuracy']:.0%} ({each['low']:.0%} to {each['high']:.0%})"
-            classes.append([*place, share, f"{each['passes']:.0f}", f"{each['ms_an_image']:.3g}"])
+    kinds: dict[str, list[Record]] = {"bits_per_dim": [], "outside_bits": [], "accuracy": []}
+    for each in record.latest(record.read(NAME), KEYS):
+        each["model"] = each["model"].removesuffix("-seed0-threads1")
+        kind = next((kind for kind in kinds if kind in each), "bits_per_dim")
+        kinds[kind] += estimates(each) if "integral" in each else [each]
+    for each in kinds["bits_per_dim"]:
+        each.setdefault("note", f" ± {each.get('standard_error', 0):.3f}")
+        each["ms"] = f"{each['ms_an_image']:.0f}" if "ms_an_image" in each else ""
+    area = "{{{0}[auroc]:.3f}} ({{{0}[low]:.3f}} to {{{0}[high]:.3f}})"
+    areas = " | ".join(area.format(by) for by in ("bits", "bits_less_png", "coarsest_stage"))
     return [
         "## Bits per dimension",
-        grid(("model", "method, draws or steps", "images", "bits/dim", "evaluations", "ms"), scores),
+        rows(
+            "model | method, draws or steps | images | bits/dim | evaluations | ms",
+            "{model} | {what} | {images} | {bits_per_dim:.3f}{note} | {network_evaluations:,} | {ms}",
+            kinds["bits_per_dim"],
+        ),
         f"![the three estimates]({FIGURE})",
         "Of the bound's and the ODE's own error:",
         pivot(NAME, "errors", "estimate"),
         "## Out-of-distribution images",
         "100 against 100, area under the ROC curve (95% interval):",
-        grid(
-            (
-                "model",
-                "other images, draws",
-                "bits/dim",
-                "theirs",
-                "by the bits",
-                "by the bits less a PNG's",
-                "by the coarsest stage",
-            ),
-            outside,
+        rows(
+            "model | other images, draws | bits/dim | theirs | by the bits | by the bits less a PNG's | by the coarsest stage",
+            "{model} | {what} | {inside_bits:.3f} | {outside_bits:.3f} | " + areas,
+            kinds["outside_bits"],
         ),
         "## As a classifier",
         "The labels' share in training as usual, all classes on the same noise; `classifier N`: N draws, classes dropped early "
         "but for 8; at most ten times the draws are evaluated.",
-        grid(("model", "method", "accuracy (95%)", "evaluations", "ms"), classes),
+        rows(
+            "model | method | accuracy (95%) | evaluations | ms",
+            "{model} | {what} | {accuracy:.0%} ({low:.0%} to {high:.0%}) | {passes:.0f} | {ms_an_image:.3g}",
+            kinds["accuracy"],
+        ),
         "By the exponent of weights `s^-a` per log s (1 is velocity, 2 the bound), on the single levels of the notes:",
         pivot(NAME, "weights", "a"),
     ]
 
 
-def estimates(figure: Record) -> Iterator[tuple[str, list[str]]]:
-    """Bits per dimension and evaluations of each estimate of the figure, with all its evaluations."""
-    yield "bound", [f"{figure['bound']['bits'][-1]:.3f}", f"{figure['bound']['evaluations'][-1]:,}"]
-    yield "ode 40", [f"{figure['ode']['bits']:.3f}", f"{figure['ode']['evaluations']}"]
+def estimates(figure: Record) -> list[Record]:
+    """Each estimate of the figure, with all its evaluations."""
+    kept = {"model": figure["model"], "images": figure["images"], "note": ""}
+    bound, ode = figure["bound"], {**figure["ode"], "what": "ode 40"}
+    found: list[Record] = [{**bound, "what": "bound"}, ode]
     for each in figure["integral"]:
-        bits = f"{each['bits'][-1]:.1f} (least possible {each['least']:.1f})"
-        yield f"integral of p(x given z) with noise {each['noise']:g}", [bits, f"{each['evaluations'][-1]:,}"]
+        what = f"integral of p(x given z) with noise {each['noise']:g}"
+        found.append({**each, "what": what, "note": f" (least possible {each['least']:.1f})"})
+    last = {
+        name: [each[name][-1] if isinstance(each[name], list) else each[name] for each in found]
+        for name in ("bits", "evaluations")
+    }
+    numbers = zip(found, last["bits"], last["evaluations"], strict=True)
+    return [{**kept, **each, "bits_per_dim": bits, "network_evaluations": spent} for each, bits, spent in numbers]
 
 
 def claims() -> list[Claim]:

@@ -19,7 +19,7 @@ from torch import Tensor
 
 from benchmarks.base import record, trial
 from benchmarks.base.record import Record
-from benchmarks.base.table import Claim, between, grid, percent
+from benchmarks.base.table import Claim, between, percent, rows
 from benchmarks.certificates import generator_for, plain_classifier
 from benchmarks.features import images
 from sfumato.attacks import apgd, apgd_targeted, fooled
@@ -39,6 +39,7 @@ THREATS = {"Linf": 0.1, "L2": 0.5}
 EFFORT = ("attack_steps", "draws", "restarts", "fixed_steps", "targets")
 SETTING = ("sigma", "steps", "sampler", "classifier_seconds", "generator_seconds", "images", *EFFORT)
 KEYS = ("arm", "norm", "eps", "seed", *SETTING)
+NUMBERS = ("average", "worst", "majority")
 EVALUATIONS = 8  # of the network for each class, by the diffusion classifier
 NOTES = """\
 One seed, 32 images (intervals are ± 17 points). The surrogate is no weaker than exact PGD, and APGD is behind both: as
@@ -57,11 +58,10 @@ def options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--sigma", type=float, default=SIGMA)
     parser.add_argument("--steps", type=int, default=STEPS, help="of the purifier")
     parser.add_argument("--sampler", default=SAMPLER)
-    parser.add_argument("--attack-steps", type=int, default=effort.steps)
-    parser.add_argument("--draws", type=int, default=effort.draws, help="of noise, a gradient")
-    parser.add_argument("--restarts", type=int, default=effort.restarts)
-    parser.add_argument("--fixed-steps", type=int, default=effort.fixed_steps)
-    parser.add_argument("--targets", type=int, default=effort.targets)
+    for name, value in zip(
+        EFFORT, (effort.steps, effort.draws, effort.restarts, effort.fixed_steps, effort.targets), strict=True
+    ):
+        parser.add_argument(f"--{name.replace('_', '-')}", type=int, default=value, help="as of sfumato audit --purify")
     parser.add_argument("--classifier-seconds", type=float, default=300.0, help="of training")
     parser.add_argument("--generator-seconds", type=float, default=900.0)
 
@@ -71,9 +71,7 @@ def run(chosen: argparse.Namespace) -> None:
     setting = {key: getattr(chosen, key) for key in SETTING}
     for arm, norm, seed in [(arm, norm, seed) for arm in chosen.arms for norm in chosen.norms for seed in chosen.seeds]:
         key = {"arm": arm, "norm": norm, "eps": THREATS[norm], "seed": seed, **setting}
-        if chosen.again or not record.has(record.read(NAME), **key):
-            made = record.append(NAME, {**key, **measure(key, chosen)})
-            print(f"{arm} {norm} {THREATS[norm]:g}: {made['attack_seconds']:g} s", flush=True)
+        record.once(NAME, key, chosen.again, lambda key=key: measure(key, chosen))
 
 
 def measure(key: Record, chosen: argparse.Namespace) -> Record:
@@ -82,30 +80,30 @@ def measure(key: Record, chosen: argparse.Namespace) -> Record:
     generator = generator_for(chosen.data, chosen.generator_seconds, seed, chosen.runs)
     data = images(chosen.data, "test")
     assert data.labels is not None
-    rows = np.random.RandomState(0).permutation(len(data))[: chosen.images]  # the same for all arms and seeds
-    x, y = data.pixels(rows), torch.from_numpy(data.labels[rows])
+    ids = np.random.RandomState(0).permutation(len(data))[: chosen.images]  # the same for all arms and seeds
+    x, y = data.pixels(ids), torch.from_numpy(data.labels[ids])
     if key["arm"] == "purified":
         classifier = plain_classifier(chosen.data, chosen.classifier_seconds, seed, chosen.runs)
         purifier = Purifier.of(generator, sigma=chosen.sigma, steps=chosen.steps, sampler=chosen.sampler)
         own = {"restarts": chosen.restarts, "fixed_steps": chosen.fixed_steps, "targets": chosen.targets}
         effort = Effort(steps=chosen.attack_steps, draws=chosen.draws, **own)
         began = time.perf_counter()
-        found = purification_protocol(classifier, purifier, x, y, effort=effort, ids=rows.tolist(), **threat).report
+        found = purification_protocol(classifier, purifier, x, y, effort=effort, ids=ids.tolist(), **threat).report
     else:
         classifier = diffusion_classifier(generator, draws=EVALUATIONS, seed=seed)
         began = time.perf_counter()
-        found = attacked(classifier, x, y, rows, {**threat, "steps": chosen.attack_steps})
+        found = attacked(classifier, x, y, ids, {**threat, "steps": chosen.attack_steps})
     return {"found": found, "attack_seconds": round(time.perf_counter() - began, 1)}
 
 
-def attacked(classifier: Classifier, x: Tensor, y: Tensor, rows: np.ndarray, how: dict[str, Any]) -> Record:
+def attacked(classifier: Classifier, x: Tensor, y: Tensor, ids: np.ndarray, how: dict[str, Any]) -> Record:
     """Accuracy without an attack, and under APGD and then targeted APGD."""
     right = ~fooled(classifier, x, y)
     robust = right.clone()
     for attack, more in ((apgd, {}), (apgd_targeted, {"targets": 1})):
         left = robust.nonzero().flatten()
         if len(left):
-            x_adv = attack(classifier, x[left], y[left], ids=rows[left.numpy()].tolist(), **how, **more)
+            x_adv = attack(classifier, x[left], y[left], ids=ids[left.numpy()].tolist(), **how, **more)
             robust[left] = ~fooled(classifier, x_adv, y[left])
     shares = {"clean": right, "robust": robust}
     return {name: Accuracy(int(each.sum()), len(x)).to_json() for name, each in shares.items()}
@@ -117,30 +115,26 @@ def page() -> list[str]:
     parts: list[str] = []
     for each in (each for each in found if each["arm"] == "purified"):
         made = each["found"]
-        rows = [
-            [
-                row["title"] + (" (weak)" if row["kind"] == "weak" else ""),
-                *(percent(row[key], 0) for key in ("average", "worst", "majority")),
-            ]
+        items = [
+            {
+                "title": row["title"] + (" (weak)" if row["kind"] == "weak" else ""),
+                **{k: percent(row[k], 0) for k in NUMBERS},
+            }
             for row in rows_of(made)
         ]
         fixed = {"noise known to the attacker": made["fixed"], "no purifier": made["undefended"]}
-        for other in found:
-            if other["arm"] == "diffusion-classifier" and all(
-                each[key] == other[key] for key in ("norm", "eps", "seed")
-            ):
-                fixed[f"the generator as a classifier, {EVALUATIONS} draws a class, {other['images']} images"] = other[
-                    "found"
-                ]
+        for other in (other for other in found if other["arm"] == ARMS[1] and other["seed"] == each["seed"]):
+            name = f"the generator as a classifier, {EVALUATIONS} draws a class, {other['images']} images"
+            fixed[name] = other["found"]
+        shares = [{"name": name, **{k: percent(v[k], 0) for k in ("clean", "robust")}} for name, v in fixed.items()]
+        setting = """Sigma {sigma:g}, {steps} steps of {sampler}; generator {generator_seconds:g} s, classifier {classifier_seconds:g} s of \
+training, seed {seed}; {attack_seconds:g} s of attacks. 95% intervals."""
+        head = "| average over draws | right all of ten times | majority of ten"
         parts += [
             f"## {each['norm']} {each['eps']:g}, {each['images']} images",
-            f"Sigma {each['sigma']:g}, {each['steps']} steps of {each['sampler']}; generator {each['generator_seconds']:g} s, classifier "
-            f"{each['classifier_seconds']:g} s of training, seed {each['seed']}; {each['attack_seconds']:g} s of attacks. 95% intervals.",
-            grid(("", "average over draws", "right all of ten times", "majority of ten"), rows),
-            grid(
-                ("deterministic", "no attack", "under attack"),
-                [[name, *(percent(v[key], 0) for key in ("clean", "robust"))] for name, v in fixed.items()],
-            ),
+            setting.format(**each),
+            rows(head, "{title} | {average} | {worst} | {majority}", items),
+            rows("deterministic | no attack | under attack", "{name} | {clean} | {robust}", shares),
         ]
     return parts
 

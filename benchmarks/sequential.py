@@ -16,7 +16,7 @@ import numpy as np
 from benchmarks import certificates
 from benchmarks.base import record
 from benchmarks.base.record import Record
-from benchmarks.base.table import Claim, table
+from benchmarks.base.table import Claim, rows
 from sfumato.defences.smoothing.radii import default_radii, probability
 from sfumato.defences.smoothing.sequential_test import SequentialTest, clopper_pearson, verdicts
 
@@ -76,19 +76,11 @@ def _false(decided: np.ndarray, truth: np.ndarray) -> float:
 
 
 def page() -> list[str]:
-    columns = {
-        "data": lambda each: each["data"],
-        "arm": lambda each: each["arm"],
-        "sigma": lambda each: f"{each['sigma']:g}",
-        "median draws": lambda each: f"{each['draws']['median']:,.0f}",
-        "fewer than 100,000": lambda each: f"{each['fewer']:,.0f} times",
-        "mean": lambda each: f"{each['draws']['mean']:,.0f}",
-        "same verdict": lambda each: f"{each['agree']:.2%}",
-        "undecided": lambda each: f"{each['undecided']:.2%}",
-        "false (sequential)": lambda each: f"{each['false_certificates']['sequential']:.3%}",
-        "false (Cohen)": lambda each: f"{each['false_certificates']['cohen']:.3%}",
-    }
-    return [table(record.latest(record.read(NAME), KEYS), columns)]
+    head = """data | arm | sigma | median draws | fewer than 100,000 | mean | same verdict | undecided | false (sequential)
+        | false (Cohen)"""
+    row = """{data} | {arm} | {sigma:g} | {draws[median]:,.0f} | {fewer:,.0f} times | {draws[mean]:,.0f} | {agree:.2%}
+        | {undecided:.2%} | {false_certificates[sequential]:.3%} | {false_certificates[cohen]:.3%}"""
+    return [rows(head, row, record.latest(record.read(NAME), KEYS))]
 
 
 def claims() -> list[Claim]:

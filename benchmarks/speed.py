@@ -19,7 +19,7 @@ import torch
 from torch.utils.flop_counter import FlopCounterMode
 
 from benchmarks.base import record, trial
-from benchmarks.base.table import Claim, grid
+from benchmarks.base.table import Claim, rows
 from benchmarks.features import images
 from sfumato.config import preset
 from sfumato.generator import Generator
@@ -28,7 +28,7 @@ from sfumato.training.run import Run
 
 NAME = "speed"
 COMMANDS = ("speed",)
-NOTES = ""
+NOTES = "Aimed at: a whole training step at 60% of the machine's rate or more, and at most 2 GiB of memory."
 REPEATS = 7
 SAMPLED = 250  # images at once
 SIZES, ENOUGH = (1024, 2048, 4096), 0.6  # of the matrix products; seconds of repeats for each
@@ -78,23 +78,21 @@ def matmul_rate(dtype: torch.dtype) -> float:
         torch.mm(a, b)  # the first call chooses and prepares a kernel
         spent = 0.0
         while spent < ENOUGH:
-            began = time.perf_counter()
-            torch.mm(a, b)
-            once = time.perf_counter() - began
-            best = max(best, 2 * size**3 / once / 1e9)
-            spent += once
+            once = seconds_of(lambda a=a, b=b: torch.mm(a, b))
+            best, spent = max(best, 2 * size**3 / once / 1e9), spent + once
     return best
 
 
-def median_seconds(action: Callable[[], object], repeats: int = REPEATS) -> float:
+def seconds_of(action: Callable[[], object]) -> float:
+    began = time.perf_counter()
+    action()
+    return time.perf_counter() - began
+
+
+def median_seconds(action: Callable[[], object]) -> float:
     """Seconds of the median repeat, after one that warms up."""
     action()
-    times = []
-    for _ in range(repeats):
-        began = time.perf_counter()
-        action()
-        times.append(time.perf_counter() - began)
-    return statistics.median(times)
+    return statistics.median(seconds_of(action) for _ in range(REPEATS))
 
 
 def training_times(training: Run) -> dict[str, dict[str, float]]:
@@ -172,26 +170,18 @@ def page() -> list[str]:
     last = record.read(NAME)[-1]
     machine, rate = last["machine"], last["rates"]
     training = [
-        [
-            name,
-            f"{row['milliseconds']:.1f}",
-            f"{row['gflop']:.1f}",
-            f"{row['gflops']:.0f}",
-            f"{row['gflops'] / rate[last['roof']]:.0%}",
-        ]
-        for name, row in last["training"].items()
+        {"name": name, "share": row["gflops"] / rate[last["roof"]], **row} for name, row in last["training"].items()
     ]
-    sampling = [[name, str(row["rungs"]), f"{row['milliseconds']:.3f}"] for name, row in last["sampling"].items()]
+    shares = [{"name": name, "share": share} for name, share in last["shares"].items()]
+    about = """{cpu}, {threads} thread(s), torch {torch}. Matrix products: {bf16:.0f} GFLOP/s in bf16, {float32:.0f} in float32; training \
+runs in {roof}. Batch {batch} images of each stage. Peak resident memory of a training process: {memory_mib:.0f} MiB."""
+    row = "{name} | {milliseconds:.1f} | {gflop:.1f} | {gflops:.0f} | {share:.0%}"
+    sampling = [{"name": name, **row} for name, row in last["sampling"].items()]
     return [
-        f"{machine['cpu']}, {machine['threads']} thread(s), torch {machine['torch']}. Matrix products: {rate['bf16']:.0f} GFLOP/s in "
-        f"bf16, {rate['float32']:.0f} in float32; training runs in {last['roof']}. Batch {last['batch']} images of each stage. "
-        f"Peak resident memory of a training process: {last['memory_mib']:.0f} MiB.",
-        grid(("training", "ms", "GFLOP", "GFLOP/s", "of the machine's rate"), training),
-        grid(
-            ("time of a training step by operator", "share"),
-            [[k, f"{share:.1%}"] for k, share in last["shares"].items()],
-        ),
-        grid(("sampling, default steps", "rungs", "ms per image"), sampling),
+        about.format(**machine, **rate, **{key: last[key] for key in ("roof", "batch", "memory_mib")}),
+        rows("training | ms | GFLOP | GFLOP/s | of the machine's rate", row, training),
+        rows("time of a training step by operator | share", "{name} | {share:.1%}", shares),
+        rows("sampling, default steps | rungs | ms per image", "{name} | {rungs} | {milliseconds:.3f}", sampling),
     ]
 
 

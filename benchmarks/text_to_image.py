@@ -22,13 +22,13 @@ from torch import Tensor
 from benchmarks import arms
 from benchmarks.base import record, trial
 from benchmarks.base.record import Record
-from benchmarks.base.table import Claim, table
+from benchmarks.base.table import Claim, rows
+from benchmarks.features import Judge
 from sfumato.conditions import Condition
 from sfumato.conditions.text import LatentStore, find_encoder
-from sfumato.core.pictures import grid, named_rows, save, to_bytes
-from sfumato.data import ImageSet, load
-from sfumato.metrics import frechet_distance, reference_features
-from sfumato.metrics.retrieval import Retrieval, find_judge
+from sfumato.core.pictures import grid, named_rows, save
+from sfumato.data import load
+from sfumato.metrics import frechet_distance
 
 NAME = "text_to_image"
 COMMANDS = ("text_to_image --data DATA --size 32 --minutes 8",)
@@ -72,7 +72,7 @@ def options(parser: argparse.ArgumentParser) -> None:
 def run(chosen: argparse.Namespace) -> None:
     train, test = (load(chosen.data, size=chosen.size, split=split) for split in ("train", "test"))
     known = [] if chosen.again else record.read(NAME)
-    measures = None
+    judge = None
     for name, seed in [(name, seed) for name in chosen.arms for seed in chosen.seeds]:
         key = {"arm": name, "data": train.name, "reference": train.fingerprint(), "size": chosen.size}
         key |= {"minutes": chosen.minutes, "seed": seed, "n": chosen.n}
@@ -84,11 +84,10 @@ def run(chosen: argparse.Namespace) -> None:
         out = chosen.runs / place
         how = {"data": chosen.data, "size": chosen.size, "fit": "crop", "again": chosen.again}
         stats = trial.train_apart(f"text-{name}", 60 * chosen.minutes, seed, out, **how)
-        measures = measures or Measures(train, test, chosen.n)
+        judge = judge or Judge(train, test)
         for setting in missing:
-            made = record.append(
-                NAME, {**key, "setting": setting, **measures(arm, out, setting, seed), **stats, "arm": name}
-            )
+            key["setting"] = setting
+            made = record.append(NAME, {**stats, **key, **measure(judge, arm, out, key)})
             print(f"{name} {setting}: distance {made['distance']}, R-precision {made['known']}", flush=True)
         pixels, _ = draw(arm, out, [prompt for prompt in PROMPTS for _ in range(EACH)], SHOWN[name], 0)
         save(named_rows(grid(pixels, columns=EACH), PROMPTS), record.RESULTS / f"{place}.png")
@@ -112,57 +111,35 @@ def draw(arm: Any, out: Path, captions: list[str], setting: str, seed: int) -> t
     return torch.cat(pictures), 1e3 * fastest
 
 
-class Measures:
-    """What all arms are measured with: the requested captions, the reference features, the judge of captions."""
-
-    def __init__(self, train: ImageSet, test: ImageSet, n: int) -> None:
-        assert train.captions is not None and test.captions is not None
-        captions = [texts[0] for texts in train.captions]
-        self.known = [captions[i] for i in np.random.default_rng(0).permutation(len(train))[:n]]
-        self.held_out = [texts[0] for texts in test.captions if texts[0] not in set(captions)] * HELD_OUT
-        self.retrieval = Retrieval(find_judge(train, torch.device("cpu")), train, test)
-        self.space = self.retrieval.judge.space
-        self.reference = reference_features(self.space, train)
-        self.fixed = {
-            "features": f"{self.space.name} {self.space.digest}",
-            "known_real": round(self.retrieval.of_real(train)["r_precision"], 4),
-            "held_out_real": round(self.retrieval.of_real(test)["r_precision"], 4),
-        }
-
-    def __call__(self, arm: Any, out: Path, setting: str, seed: int) -> dict[str, Any]:
-        """Distance, R-precision and time of one trained model at one setting."""
-        known, milliseconds = draw(arm, out, self.known, setting, seed)
-        held_out, _ = draw(arm, out, self.held_out, setting, seed + 1)
-        features = self.features(known)
-        return {
-            "distance": round(frechet_distance(features, self.reference), 4),
-            "known": round(self.retrieval(features, self.known)["r_precision"], 4),
-            "held_out": round(self.retrieval(self.features(held_out), self.held_out)["r_precision"], 4),
-            **self.fixed,
-            "milliseconds": round(milliseconds, 3),
-        }
-
-    def features(self, pictures: Tensor) -> Tensor:
-        """Those of (N, C, H, W) pictures in [0, 1], rounded to 8 bits as if saved."""
-        return self.space.of(ImageSet(to_bytes(pictures), None, (), "samples", "test"))
+def measure(judge: Judge, arm: Any, out: Path, key: Record) -> Record:
+    """Distance, R-precision and time of one trained model at one setting."""
+    captions = [judge.known[i] for i in np.random.default_rng(0).permutation(len(judge.known))[: key["n"]]]
+    known, milliseconds = draw(arm, out, captions, key["setting"], key["seed"])
+    held_out, _ = draw(arm, out, judge.new * HELD_OUT, key["setting"], key["seed"] + 1)
+    features = judge.features(known)
+    shares = {
+        "known": judge.retrieval(features, captions)["r_precision"],
+        "held_out": judge.retrieval(judge.features(held_out), judge.new * HELD_OUT)["r_precision"],
+        "known_real": judge.real["train"],
+        "held_out_real": judge.real["test"],
+    }
+    return {
+        "distance": round(frechet_distance(features, judge.reference), 4),
+        **{name: round(share, 4) for name, share in shares.items()},
+        "features": f"{judge.space.name} {judge.space.digest}",
+        "milliseconds": round(milliseconds, 3),
+    }
 
 
 def page() -> list[str]:
     found = sorted(record.read(NAME), key=lambda each: (list(ARMS).index(each["arm"]), each["setting"]))
-    columns = {
-        "arm": lambda each: ARMS[each["arm"]],
-        "parameters": lambda each: f"{each['parameters'] / 1e6:.2f} M",
-        "steps of training": lambda each: f"{each['steps']:,}",
-        "setting": lambda each: each["setting"].replace(":", ", "),
-        "distance": lambda each: f"{each['distance']:.1f}",
-        "R-precision": lambda each: f"{each['known']:.3f}",
-        "held out": lambda each: f"{each['held_out']:.3f}",
-        "ms an image": lambda each: f"{each['milliseconds']:.1f}",
-        "seed": lambda each: str(each["seed"]),
-    }
+    head = "arm | parameters | steps of training | steps:guidance:threshold | distance | R-precision | held out | ms an image | seed"
+    row = """{name} | {millions:.2f} M | {steps:,} | {setting} | {distance:.1f} | {known:.3f} | {held_out:.3f} | {milliseconds:.1f}
+        | {seed}"""
+    shown = [{**each, "name": ARMS[each["arm"]], "millions": each["parameters"] / 1e6} for each in found]
     last = found[-1]
     about = f"{last['data']} at {last['size']}x{last['size']}, {last['minutes']:g} minutes for each arm. Real images have an R-precision of "
-    return [f"{about}{last['known_real']:.2f}, held-out ones {last['held_out_real']:.2f}.", table(found, columns)]
+    return [f"{about}{last['known_real']:.2f}, held-out ones {last['held_out_real']:.2f}.", rows(head, row, shown)]
 
 
 def best(arm: str) -> Record:

@@ -16,6 +16,7 @@ import sys
 import types
 import warnings
 from collections.abc import Callable, Iterator, Mapping
+from operator import attrgetter
 from typing import Any, NamedTuple
 
 import torch
@@ -35,6 +36,25 @@ class Call(NamedTuple):
     steps: int
     seed: int
 
+    def order(self) -> float:
+        return {"L0": 0, "L1": 1, "L2": 2, "Linf": float("inf")}[self.norm]
+
+    def step_size(self) -> float:
+        return 2.5 * self.eps / self.steps
+
+    def relative_step(self) -> float:
+        return 2.5 / self.steps
+
+    def is_l1(self) -> bool:
+        return self.norm == "L1"
+
+    def target_classes(self) -> int:
+        return 5 if self.is_l1() else 9
+
+
+norm, size, steps, seed = (attrgetter(name) for name in ("norm", "eps", "steps", "seed"))
+order, step_size, relative_step = Call.order, Call.step_size, Call.relative_step
+is_l1, target_classes = Call.is_l1, Call.target_classes
 
 Peer = Callable[[nn.Module, Tensor, Tensor, Call], Tensor]
 
@@ -106,46 +126,9 @@ def _found(name: str) -> bool:
         return False
 
 
-# Settings of a peer are values, or functions of the call.
-
-
 def _given(settings: Mapping[str, Any], call: Call) -> dict[str, Any]:
+    """Settings of a peer are values, or functions of the call."""
     return {key: value(call) if callable(value) else value for key, value in settings.items()}
-
-
-def norm(call: Call) -> str:
-    return call.norm
-
-
-def order(call: Call) -> float:
-    return {"L0": 0, "L1": 1, "L2": 2, "Linf": float("inf")}[call.norm]
-
-
-def size(call: Call) -> float:
-    return call.eps
-
-
-def steps(call: Call) -> int:
-    return call.steps
-
-
-def step_size(call: Call) -> float:
-    return 2.5 * call.eps / call.steps
-
-
-def relative_step(call: Call) -> float:
-    return 2.5 / call.steps
-
-
-def is_l1(call: Call) -> bool:
-    return call.norm == "L1"
-
-
-def target_classes(call: Call) -> int:
-    return 5 if call.norm == "L1" else 9
-
-
-# What the packages have in common.
 
 
 def torchattacks(name: str | dict[str, str], **settings: Any) -> Peer:
@@ -181,9 +164,9 @@ def auto_attack(member: str) -> Peer:
     def run(module: nn.Module, x: Tensor, y: Tensor, call: Call) -> Tensor:
         shared: dict[str, Any] = {"norm": call.norm, "eps": call.eps, "device": "cpu", "seed": call.seed}
         whole = _package("pyautoattack").AutoAttack(module, **shared)
-        own = {**shared, "n_iter": call.steps, "n_restarts": 1, "logger": whole.logger, "use_largereps": is_l1(call)}
+        own = {**shared, "n_iter": call.steps, "n_restarts": 1, "logger": whole.logger, "use_largereps": call.is_l1()}
         whole.apgd = type(whole.apgd)(module, **own)  # some of its settings follow from n_iter when it is made
-        whole.apgd_targeted = type(whole.apgd_targeted)(module, n_target_classes=target_classes(call), **own)
+        whole.apgd_targeted = type(whole.apgd_targeted)(module, n_target_classes=call.target_classes(), **own)
         whole.fab.n_iter, whole.square.n_queries = call.steps, call.steps
         whole.attacks_to_run = [member]
         return whole.run_standard_evaluation(x, y, batch_size=len(x))[0]
@@ -211,13 +194,13 @@ def art(name: str, estimator: str = "estimator", /, **settings: Any) -> Peer:
 
 
 def _named(pattern: str, norms: tuple[str, ...]) -> dict[str, str]:
-    return {norm: pattern.format(norm) for norm in norms}
+    return {each: pattern.format(each) for each in norms}
 
 
 ALL, TWO, L2, LINF = ("Linf", "L2", "L1"), ("Linf", "L2"), ("L2",), ("Linf",)
 FOUR = ("L0", "L1", "L2", "Linf")
 _PGD = {"Linf": "PGD", "L2": "PGDL2"}
-_TA: dict[str, Any] = {"eps": size, "norm": norm, "seed": lambda call: call.seed}
+_TA: dict[str, Any] = {"eps": size, "norm": norm, "seed": seed}
 _ART: dict[str, Any] = {"norm": order, "eps": size, "max_iter": steps, "verbose": False}
 _ART_PGD: dict[str, Any] = {**_ART, "num_random_init": 1, "batch_size": 256, "eps_step": step_size}
 _ART_APGD: dict[str, Any] = {**_ART, "nb_random_init": 1, "batch_size": 256, "loss_type": "cross_entropy"}
@@ -289,7 +272,7 @@ MINIMAL: Peers = {
 }
 
 
-def find(peers: Peers, attack: str, norm: str) -> dict[str, Peer]:
+def find(peers: Peers, attack: str, threat: str) -> dict[str, Peer]:
     """The installed counterparts of an attack of ours by package."""
     known = peers.get(attack, {}).items()
-    return {package: peer for package, (norms, peer) in known if norm in norms and installed(package)}
+    return {package: peer for package, (norms, peer) in known if threat in norms and installed(package)}

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import shlex
 import sys
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -29,6 +29,15 @@ def append(topic: str, record: Record) -> Record:
     RESULTS.mkdir(exist_ok=True)
     with (RESULTS / f"{topic}.jsonl").open("a") as file:
         file.write(json.dumps(made) + "\n")
+    return made
+
+
+def once(topic: str, key: Record, again: bool, work: Callable[[], Record]) -> Record | None:
+    """Measure and record what ``key`` names, unless it is recorded already; returns the new record."""
+    if not again and has(read(topic), **key):
+        return None
+    made = append(topic, {**key, **work()})
+    print(made, flush=True)
     return made
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import statistics
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 from benchmarks.base.record import Record, groups, transcribed
@@ -24,9 +24,9 @@ def grid(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
     return "\n".join("| " + " | ".join(row) + " |" for row in (head, ["---"] * len(head), *rows))
 
 
-def table(items: Sequence[Any], columns: Mapping[str, Callable[[Any], str]]) -> str:
-    """A Markdown table with a row an item and a column a function of it."""
-    return grid(list(columns), [[shown(item) for shown in columns.values()] for item in items])
+def rows(head: str, row: str, items: Iterable[Mapping[str, Any]]) -> str:
+    """A Markdown table of items: ``row`` is a format of an item's values; its cells are parted by ``|``, as the head's."""
+    return grid(_cells(head), [_cells(row.format(**item)) for item in items])
 
 
 def mean(records: Sequence[Mapping[str, Any]], key: str) -> float:
@@ -66,6 +66,10 @@ def sources(topic: str) -> str:
     first = [cells[0] for cells in groups(transcribed(topic), "table").values()]
     lines = [f"* {each['table']}: {each['transcribed']}; {each['machine']}; {each['command']}" for each in first]
     return "\n".join(["Tables that were noted by hand when they were measured:", "", *lines]) if lines else ""
+
+
+def _cells(line: str) -> list[str]:
+    return [cell.strip() for cell in line.split("|")]
 
 
 def _shown(cell: Record) -> str:
