@@ -27,6 +27,7 @@ Minutes = Annotated[
 
 
 def demo(
+    context: typer.Context,
     out: Out = Path("demo"),
     minutes: Minutes = 2.0,
     device: DeviceOption = "auto",
@@ -35,8 +36,10 @@ def demo(
     """Train a small diffusion model and a classifier on images of clothes, and show every part of the lecture on one HTML page."""
     check_folder(out, "--out")
     began = time.perf_counter()
+    root = context.find_root()
+    verbs = frozenset(root.command.list_commands(root))  # type: ignore[attr-defined]
     try:
-        subject = _train(out, minutes, device)
+        subject = _train(out, minutes, device, verbs)
         sections = _sections(subject)
     except KeyboardInterrupt:
         raise Interrupted("stopped: re-run the command to resume") from None
@@ -63,11 +66,10 @@ def demo(
     show(lines, result, as_json)
 
 
-def _train(out: Path, minutes: float, device: str) -> Subject:
+def _train(out: Path, minutes: float, device: str, verbs: frozenset[str]) -> Subject:
     """Both models, trained or resumed."""
     from sfumato import classifiers, data, lecture
     from sfumato.cli.classifier import ClassifierDisplay
-    from sfumato.cli.main import app
     from sfumato.generator import Generator
     from sfumato.training import training_steps
 
@@ -83,7 +85,6 @@ def _train(out: Path, minutes: float, device: str) -> Subject:
         for progress in steps:
             display.update(progress)  # type: ignore[arg-type]
     generator, classifier = Generator.from_pretrained(run, device), classifiers.load_classifier(folder, device)
-    verbs = frozenset(str(verb.name) for verb in (*app.registered_commands, *app.registered_groups))
     return lecture.Subject(generator, classifier, test, run, folder, sizes=lecture.Sizes(), verbs=verbs)
 
 

@@ -151,12 +151,8 @@ def _loss_curve(log: list[dict[str, float]]) -> Markup:
     axes = Axes(seen[-1], most, height=240)
     step = 10 ** (len(str(seen[-1])) - 1)
     every = max(step, step * (seen[-1] // step // 5))
-    axes.frame(
-        {float(at): f"{at:,}" for at in range(0, seen[-1] + 1, every)},
-        ticks(most, "L2"),  # plain numbers
-        "images seen",
-        "loss",
-    )
+    across = {float(at): f"{at:,}" for at in range(0, seen[-1] + 1, every)}
+    axes.frame(across, ticks(most, "L2"), "images seen", "loss")  # L2: plain numbers
     axes.line(seen, loss, "line")
     return Markup(axes.svg("the training's loss against the images seen"))  # built with every text escaped
 

@@ -32,33 +32,19 @@ def what_next(subject: Subject) -> Section:
     """Commands for one's own images."""
     run, folder = (shlex.quote(str(path)) for path in (subject.run, subject.classifier_folder))
     name = subject.test.name
-    steps = {
-        "train": (
-            "sfumato train --data photos --out runs/photos --minutes 60",
-            "Your own images: a folder with a sub-folder for each class, or with captions.",
-        ),
-        "classifier": (
-            "sfumato classifier train --data photos --out classifiers/photos",
-            "A classifier of the same images.",
-        ),
-        "evaluate": (
-            f"sfumato evaluate {run} --data {name}",
-            "Sample quality: Fréchet distances, precision and recall, nearest training images.",
-        ),
-        "harden": (
-            f"sfumato harden {folder} --data {name} --method trades --norm Linf --eps 8/255 --out hardened",
-            "Adversarial training.",
-        ),
-        "": ("sfumato --help", "All commands."),
-    }
-    shown = [step for verb, step in steps.items() if not verb or not subject.verbs or verb in subject.verbs]
-    return Section(
-        title="What to do next",
-        text=(
-            "The models on this page were trained for minutes; an hour makes most of it much better. From the command line:",
-        ),
-        commands=tuple(f"{command}  # {why}" for command, why in shown),
+    commands = (
+        "sfumato train --data photos --out runs/photos --minutes 60  # your own images, in a folder for each class, or captioned",
+        "sfumato classifier train --data photos --out classifiers/photos  # a classifier of the same images",
+        f"sfumato evaluate {run} --data {name}  # sample quality: Fréchet distances, nearest training images",
+        f"sfumato harden {folder} --data {name} --method trades --norm Linf --eps 8/255 --out hardened  # adversarial training",
+        "sfumato --help  # all commands",
     )
+    verbs = subject.verbs | {"--help"}
+    text = (
+        "The models on this page were trained for minutes; an hour makes most of it much better. From the command line:"
+    )
+    known = tuple(c for c in commands if not subject.verbs or c.split()[1] in verbs)
+    return Section(title="What to do next", text=(text,), commands=known)
 
 
 def page(subject: Subject, sections: Sequence[Section], seconds: float) -> str:
