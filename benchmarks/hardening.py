@@ -28,7 +28,7 @@ from benchmarks.features import images
 from sfumato.attacks import standard
 from sfumato.classifiers import evaluate_classifier, load_classifier, match_labels, read_description
 from sfumato.classifiers.accuracy import Accuracy
-from sfumato.cli.attack import read_eps
+from sfumato.cli.options import read_eps
 from sfumato.defences import smoothness
 from sfumato.generator import Generator
 

@@ -71,8 +71,8 @@ def test_train_refuses(sfumato: Command, inside: Path, arguments: tuple[str, ...
         (("-n", "many"), ("-n", "sfumato sample --help")),
         (("-o", "out.gif"), ("'out.gif'", ".png")),
         (("-o", "no/such/out.png"), ("'no/such'", "no folder")),
-        (("--film", "-o", "out/"), ("film", "one picture")),
-        (("--film", "-o", "out.npz"), (".png",)),
+        (("--film",), ("sfumato film",)),
+        (("--output", "out.png"), ("-o or --out",)),
     ],
 )
 def test_sample_refuses(
@@ -80,6 +80,13 @@ def test_sample_refuses(
 ) -> None:
     sentence = sfumato("sample", digits_run, *arguments).sentence
     assert all(word in sentence for word in words), sentence
+    assert not list(inside.iterdir())
+
+
+def test_film_refuses(sfumato: Command, inside: Path, digits_run: Path) -> None:
+    for out in ("out/", "out.npz"):
+        assert ".png" in sfumato("film", digits_run, "-o", out).sentence
+    assert "-n 0" in sfumato("film", digits_run, "-n", "0").sentence
     assert not list(inside.iterdir())
 
 

@@ -11,6 +11,7 @@ import subprocess
 import sys
 import time
 import warnings
+from dataclasses import fields
 from importlib.metadata import PackageNotFoundError, entry_points, version
 from pathlib import Path
 from typing import Any
@@ -37,7 +38,7 @@ def test_help_needs_no_torch() -> None:
     )
     ended = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
     assert ended.returncode == 0, ended.stderr
-    for verb in ("demo", "train", "sample", "evaluate", "data"):
+    for verb in ("demo", "train", "sample", "film", "edit", "vary", "evaluate", "data"):
         assert verb in ended.stdout
 
 
@@ -59,16 +60,22 @@ def test_version(sfumato: Command) -> None:
 
 
 def test_help_lists_the_registries(sfumato: Command, monkeypatch: pytest.MonkeyPatch) -> None:
-    from sfumato.config import PRESETS
+    from sfumato.config import PRESETS, Config, described_settings
     from sfumato.data import SOURCES
     from sfumato.denoisers import NETWORKS
     from sfumato.metrics import FEATURES
     from sfumato.samplers import SAMPLERS
 
+    explained = described_settings()
+    settings = {f.name for f in fields(Config)} - {"options"}
+    assert settings == set(next(iter(explained.values()))) and {"channels", "blocks"} < set(
+        explained["Settings with network=unet"]
+    )
+    assert all(text for keys in explained.values() for text in keys.values())
     monkeypatch.setenv("COLUMNS", "400")  # no name is broken over two lines
     for verb, names in {
-        ("train",): [*PRESETS, *SOURCES, *NETWORKS, "learning_rate", "batch"],
-        ("sample",): [*SAMPLERS],
+        ("train",): [*PRESETS, *SOURCES, *NETWORKS, *(setting for keys in explained.values() for setting in keys)],
+        **{(verb,): [*SAMPLERS, "--guidance"] for verb in ("sample", "film", "edit", "vary")},
         ("evaluate",): [*SAMPLERS, *SOURCES, *FEATURES],
         ("data", "check"): [*SOURCES],
     }.items():
@@ -133,7 +140,7 @@ def test_an_interrupted_training_goes_on(sfumato: Command, inside: Path) -> None
     assert process.returncode == 130
     assert "Traceback" not in err
     last = err.splitlines()[-1]
-    assert last.startswith("sfumato: stopped after step ") and "the same command goes on" in last
+    assert last.startswith("sfumato: stopped after step ") and "re-run the command to resume" in last
     step = int(last.removeprefix("sfumato: stopped after step ").split(":")[0])
     assert sfumato("sample", "run", "-n", "2").status == 0  # what it has learned so far can be used
     # Where it goes on is at most one step from where it said (the signal may come between a step and its report).
@@ -203,9 +210,9 @@ def test_a_bar_on_a_terminal(monkeypatch: pytest.MonkeyPatch) -> None:
     ("count", "turns", "columns"), [(40, 10, 10), (8, 2, 2), (100, 2, 10), (9, 1, None), (5, 10, None), (99, 40, None)]
 )
 def test_a_column_of_a_grid_holds_one_label(count: int, turns: int, columns: int | None) -> None:
-    from sfumato.cli.sample import _columns
+    from sfumato.cli.request import columns_of
 
-    assert _columns(count, turns) == columns
+    assert columns_of(count, turns) == columns
 
 
 def test_sample_writes_a_grid(sfumato: Command, inside: Path, digits_run: Path) -> None:
@@ -251,8 +258,8 @@ def test_sample_is_what_the_library_draws(sfumato: Command, inside: Path, digits
 
 
 def test_film(sfumato: Command, inside: Path, digits_run: Path) -> None:
-    assert sfumato("sample", digits_run, "--film", "-o", "film.png").status == 0
-    assert sfumato("sample", digits_run, "--film", "-n", "3", "--label", "8", "-o", "three.png").status == 0
+    assert sfumato("film", digits_run, "-o", "film.png").status == 0
+    assert sfumato("film", digits_run, "-n", "3", "--label", "8", "-o", "three.png").status == 0
     with Image.open("film.png") as one, Image.open("three.png") as three:
         assert three.width == one.width and three.height > 2 * one.height
 

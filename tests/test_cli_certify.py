@@ -153,7 +153,7 @@ def test_a_certification_that_was_stopped_goes_on_and_finds_the_same(
 
     monkeypatch.setattr(certified_accuracy, "smooth_adv", stopped)
     half = sfumato(*words, "-o", "half")
-    assert half.status == 130 and "the same command goes on from there" in half.err
+    assert half.status == 130 and "re-run the command to resume" in half.err
     assert seen == [25, 1] and not (inside / "half" / "certificates.json").exists()
     monkeypatch.setattr(certified_accuracy, "certify", None)  # no image is certified again
     resumed = sfumato(*words, "-o", "half", "--json")

@@ -62,7 +62,7 @@ def test_an_interrupted_training_goes_on(sfumato: Command, inside: Path):
         finally:
             process.kill()
     assert process.returncode == 130 and "Traceback" not in err
-    assert "the same command goes on" in err
+    assert "re-run the command to resume" in err
     assert not (inside / "clf" / "model.safetensors").exists()
     made = sfumato(*words, "1", "--json")
     assert made.status == 0, made.err

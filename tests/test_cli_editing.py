@@ -1,4 +1,4 @@
-"""``sfumato sample --init``: the three edits from the command line, what is written, and bad input."""
+"""``sfumato edit``: the three edits from the command line, what is written, and bad input."""
 
 from __future__ import annotations
 
@@ -35,80 +35,86 @@ def arrays(name: str) -> np.ndarray:
 
 
 def test_image_to_image(sfumato: Command, digits_run: Path, digit: Path):
-    done = sfumato("sample", digits_run, "--init", digit, *DRAW, "-o", "plain.npz")
+    done = sfumato("edit", digits_run, digit, *DRAW, "-o", "plain.npz")
     assert (done.status, done.out) == (0, "3 images, image to image, strength 0.6: plain.npz\n")
-    done = sfumato(
-        "sample", digits_run, "--init", digit, "--strength", 0.3, "--label", "8", *DRAW, "-o", "eights/", "--json"
-    )
+    done = sfumato("edit", digits_run, digit, "--strength", 0.3, "--label", "8", *DRAW, "-o", "eights/", "--json")
     result = json.loads(done.out)
-    assert (result["edit"], result["strength"], result["init"]) == ("image to image", 0.3, str(digit))
+    assert (result["edit"], result["strength"], result["image"]) == ("image to image", 0.3, str(digit))
     assert sorted(p.name for p in Path("eights").iterdir()) == ["00000-8.png", "00001-8.png", "00002-8.png"]
     given = np.asarray(Image.open(digit)).astype(float)
     near = [np.abs(np.asarray(Image.open(p)) - given).mean() for p in Path("eights").iterdir()]
     far = np.abs(arrays("plain.npz")[..., 0] - given).mean((1, 2))
     assert max(near) < far.min()
-    assert sfumato("sample", digits_run, "--init", digit, "--strength", 0, *DRAW, "-o", "same/").status == 0
+    assert sfumato("edit", digits_run, digit, "--strength", 0, *DRAW, "-o", "same/").status == 0
     names = sorted(p.name for p in Path("same").iterdir())
     assert names == ["00000.png", "00001.png", "00002.png"]  # of no class
     assert all((np.asarray(Image.open(Path("same") / name)) == given).all() for name in names)
 
 
 def test_full_strength_is_sampling(sfumato: Command, digits_run: Path, digit: Path):
-    assert sfumato("sample", digits_run, "--init", digit, "--strength", 1, *DRAW, "-o", "all.npz").status == 0
+    assert sfumato("edit", digits_run, digit, "--strength", 1, *DRAW, "-o", "all.npz").status == 0
     assert sfumato("sample", digits_run, *DRAW, "-o", "sampled.npz").status == 0
     assert (arrays("all.npz") == arrays("sampled.npz")).all()
 
 
 def test_inpainting(sfumato: Command, digits_run: Path, digit: Path):
-    done = sfumato("sample", digits_run, "--init", digit, "--mask", "mask.png", *DRAW, "-o", "new.npz")
+    done = sfumato("edit", digits_run, digit, "--mask", "mask.png", *DRAW, "-o", "new.npz")
     hole = np.asarray(Image.open("mask.png")) == 255
     assert (done.status, done.out) == (
         0,
-        f"3 images, inpainting, {hole.mean():.0%} painted anew, strength 1: new.npz\n",
+        f"3 images, inpainting, {hole.mean():.0%} inpainted, strength 1: new.npz\n",
     )
     given, painted = np.asarray(Image.open(digit)), arrays("new.npz")[..., 0]
     assert (painted[:, ~hole] == given[~hole]).all() and (painted[:, hole] != given[hole]).mean() > 0.5
     assert (
-        sfumato(
-            "sample", digits_run, "--init", digit, "--mask", "mask.png", "--resample", 0, *DRAW, "-o", "once.npz"
-        ).status
-        == 0
+        sfumato("edit", digits_run, digit, "--mask", "mask.png", "--resample", 0, *DRAW, "-o", "once.npz").status == 0
     )
     assert (arrays("once.npz") != arrays("new.npz")).any()
 
 
 def test_super_resolution(sfumato: Command, digits_run: Path, digit: Path):
-    done = sfumato("sample", digits_run, "--init", "small.png", *DRAW, "-o", "large.npz", "--json")
+    done = sfumato("edit", digits_run, "small.png", *DRAW, "-o", "large.npz", "--json")
     result = json.loads(done.out)
     assert (result["edit"], result["strength"]) == ("super-resolution", None)
     small, large = np.asarray(Image.open("small.png")).astype(float), arrays("large.npz")[..., 0].astype(float)
     pooled = large.reshape(3, small.shape[0], 2, small.shape[1], 2).mean((2, 4))
     np.testing.assert_allclose(pooled, np.broadcast_to(small, pooled.shape), atol=0.51)  # rounded to 8 bits
-    done = sfumato("sample", digits_run, "--init", "small.png", *DRAW, "-o", "grid.png")
+    done = sfumato("edit", digits_run, "small.png", *DRAW, "-o", "grid.png")
     assert done.out == f"3 images, super-resolution from {small.shape[1]}x{small.shape[0]}: grid.png\n"
 
 
 @pytest.mark.parametrize(
     ("options", "words"),
     [
-        (["--mask", "mask.png"], "--mask is for changing an image: give that image with --init"),
-        (["--strength", "0.5"], "--strength is for changing an image: give that image with --init"),
-        (["--resample", "1"], "--resample is for changing an image"),
-        (["--init", "digit/00000-3.png", "--film"], "--film shows sampling from pure noise"),
-        (["--init", "digit/00000-3.png", "--mask", "small.png"], "give a mask of the same size"),
-        (["--init", "digit/00000-3.png", "--strength", "1.01"], "strength 1.01 is impossible"),
-        (["--init", "digit/00000-3.png", "--sampler", "mean"], "sampler 'mean' adds no noise"),
-        (["--init", "digit/00000-3.png", "--resample", "2"], "give a mask too"),
-        (["--init", "digit/00000-3.png", "--label", "ten"], "unknown label 'ten'"),
-        (["--init", "nowhere.png"], "'nowhere.png' is no file"),
-        (["--init", "broken.png"], "'broken.png' cannot be used"),
+        (["digit/00000-3.png", "--mask", "small.png"], "give a mask of the same size"),
+        (["digit/00000-3.png", "--strength", "1.01"], "strength 1.01 is impossible"),
+        (["digit/00000-3.png", "--sampler", "mean"], "sampler 'mean' adds no noise"),
+        (["digit/00000-3.png", "--resample", "2"], "give a mask too"),
+        (["digit/00000-3.png", "--label", "ten"], "unknown label 'ten'"),
+        (["digit/00000-3.png", "small.png"], "give IMAGE, or MODEL IMAGE"),
+        (["nowhere.png"], "'nowhere.png' is no file"),
+        (["broken.png"], "'broken.png' cannot be used"),
+        (["digit/00000-3.png", "-n", "0"], "-n 0"),
     ],
 )
 def test_bad_input(sfumato: Command, digits_run: Path, digit: Path, options: list[str], words: str):
     Path("broken.png").write_bytes(digit.read_bytes()[:60])
     before = sorted(Path().rglob("*"))
-    assert words in sfumato("sample", digits_run, *options, "-o", "out.png").sentence
+    assert words in sfumato("edit", digits_run, *options, "-o", "out.png").sentence
     assert sorted(Path().rglob("*")) == before
+
+
+def test_what_sample_did_before_is_named(sfumato: Command, digits_run: Path, digit: Path):
+    assert "use 'sfumato edit MODEL IMAGE'" in sfumato("sample", digits_run, "--init", digit).sentence
+    for option in ("--mask", "--strength"):
+        assert option in sfumato("sample", digits_run, option, "1").sentence
+
+
+def test_one_name_is_an_image_for_the_packaged_model(sfumato: Command, digit: Path):
+    done = sfumato("edit", digit, "--prompt", "a star", "--strength", 0.2, "-n", 1, "--steps", 4, "-o", "edited.png")
+    assert (done.status, done.out) == (0, "1 image, image to image, strength 0.2: edited.png\n"), done.err
+    with Image.open("edited.png") as picture:
+        assert picture.mode in ("RGB", "RGBA") and picture.width >= 64
 
 
 def test_a_model_of_several_is_refused(
@@ -120,4 +126,4 @@ def test_a_model_of_several_is_refused(
 
     cascade = Cascade([Generator.from_pretrained(digits_run, "cpu")])
     monkeypatch.setattr(recipes, "load", lambda *_: cascade)
-    assert "one of a recipe" in sfumato("sample", digits_run, "--init", digit, "-o", "out.png").sentence
+    assert "one of a recipe" in sfumato("edit", digits_run, digit, "-o", "out.png").sentence

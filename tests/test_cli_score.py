@@ -59,9 +59,9 @@ def test_score_by_the_integral_draws_its_figure(sfumato: Command, models: Path, 
     assert "bits/dim" in result.out and "than its noise allows" in result.out
     assert (out / "integration.png").exists()
     assert "integration" in json.loads((out / "scores.json").read_text())
-    again = sfumato(*arguments, "--method", "ode", "--draws", 4, "--told")
+    again = sfumato(*arguments, "--method", "ode", "--draws", 4, "--conditional")
     assert again.status == 0, again.err
-    assert "told its label" in again.out
+    assert "given the label" in again.out
 
 
 def test_classify_fits_pictures_and_refuses_what_it_cannot_see(sfumato: Command, models: Path, tmp_path: Path) -> None:
@@ -94,7 +94,7 @@ def test_classify_tells_pictures_and_data(sfumato: Command, models: Path) -> Non
     found = json.loads(shown.out)
     assert found["count"] == 5 and found["low"] <= found["accuracy"] <= found["high"]
     assert 0 < found["passes_an_image"] <= 3 * 16
-    whole = sfumato("classify", models / "bars", models / "red.png", "--draws", 4, "--whole", "--label", "red", "--label", "blue", "--json")  # fmt: skip
+    whole = sfumato("classify", models / "bars", models / "red.png", "--draws", 4, "--no-early-stop", "--label", "red", "--label", "blue", "--json")  # fmt: skip
     one = json.loads(whole.out)
     assert one["passes_an_image"] == 2 * 4 and set(one["images"][0]["shares"]) <= {"red", "blue"}
 
@@ -106,8 +106,8 @@ def test_classify_tells_pictures_and_data(sfumato: Command, models: Path) -> Non
         (["score", "bars", "--data", "colour.npz"], "3 channels, the model 1"),
         (["score", "bars", "--data", "data.npz", "-n", "0"], "give 1 or more"),
         (["score", "bars", "--data", "data.npz", "--draws", "1"], "too few"),
-        (["score", "bars", "--data", "noise.npz", "--told"], "neither labels nor captions"),
-        (["score", "bars", "--data", "data.npz", "--told", "--against", "noise.npz"], "alone"),
+        (["score", "bars", "--data", "noise.npz", "--conditional"], "neither labels nor captions"),
+        (["score", "bars", "--data", "data.npz", "--conditional", "--against", "noise.npz"], "alone"),
         (["score", "bars", "--data", "data.npz", "-o", "data.npz"], "is a file"),
         (["score", "nothing", "--data", "data.npz"], "nothing"),
         (["classify", "bars"], "one of the two"),

@@ -340,31 +340,31 @@ def test_commands(sfumato: Command, inside: Path, trained: tuple[Path, list[Any]
     Image.new("RGB", (16, 16), COLOURS["red"]).save("red.png")
     Image.new("RGB", (20, 16), COLOURS["blue"]).save("blue.png")
     assert sfumato("sample", run, "--prompt", "a red square", "-n", 2, "-o", "a.png").status == 0
-    result = sfumato("sample", run, "--variations", "red.png", "-n", 3, "-o", "v.npz")
+    result = sfumato("vary", run, "red.png", "-n", 3, "-o", "v.npz")
     assert result.status == 0 and "3 variations: v.npz" in result.out, result
     assert colours(torch.from_numpy(np.load("v.npz")["images"]).permute(0, 3, 1, 2) / 255) == ["red"] * 3
-    result = sfumato("sample", run, "--variations", "red.png", "--variations", "blue.png", "-n", 3, "-o", "i.npz")
+    result = sfumato("vary", run, "red.png", "blue.png", "-n", 3, "-o", "i.npz")
     assert result.status == 0 and "3 images from one to the other: i.npz" in result.out, result
     drawn = torch.from_numpy(np.load("i.npz")["images"]).permute(0, 3, 1, 2) / 255
     assert colours(drawn[[0, 2]]) == ["red", "blue"]
     words = ("--toward", "a blue square", "--away", "a red square", "--strength", 0.9)
-    assert sfumato("sample", run, "--variations", "red.png", *words, "-n", 3, "-o", "t.npz").status == 0
+    assert sfumato("vary", run, "red.png", *words, "-n", 3, "-o", "t.npz").status == 0
     drawn = torch.from_numpy(np.load("t.npz")["images"]).permute(0, 3, 1, 2) / 255
     assert colours(drawn[[0, 2]]) == ["red", "blue"]
 
     for arguments, sentence in (
-        ((digits_run, "--variations", "red.png"), "--recipe dalle2"),
-        ((run, "--variations", "none.png"), "none.png"),
-        ((run, "--variations", "red.png", "--variations", "red.png", "--variations", "red.png"), "one image or two"),
-        ((run, "--variations", "red.png", "--prompt", "red"), "--toward"),
-        ((run, "--variations", "red.png", "--film"), "--film"),
-        ((run, "--toward", "red"), "--variations"),
-        ((run, "--variations", "red.png", "--away", "red"), "--toward"),
-        ((run, "--variations", "red.png", "--variations", "blue.png", "--toward", "red"), "one image"),
-        ((run, "--variations", "red.png", "--strength", "0.5"), "--toward"),
-        ((run, "--film"), "decoder/"),
+        (("vary", digits_run, "red.png"), "--recipe dalle2"),
+        (("vary", run, "none.png"), "none.png"),
+        (("vary", run, "red.png", "red.png", "red.png"), "give one or two"),
+        (("vary", run, "red.png", "--prompt", "red"), "--prompt"),
+        (("vary", run, "red.png", "--weak", run), "--weak"),
+        (("vary", run, "red.png", "--away", "red"), "--toward"),
+        (("vary", run, "red.png", "blue.png", "--toward", "red"), "give one"),
+        (("vary", run, "red.png", "--strength", "0.5"), "--toward"),
+        (("sample", run, "--variations", "red.png"), "sfumato vary"),
+        (("film", run), "decoder/"),
     ):
-        assert sentence in sfumato("sample", *arguments, "-o", "no.png").sentence
+        assert sentence in sfumato(*arguments, "-o", "no.png").sentence
     assert not Path("no.png").exists()
 
 

@@ -162,7 +162,7 @@ def test_commands(sfumato: Command, inside: Path, language_model: Path):
     assert sfumato("sample", "run", "--prompt", "red", "-n", 2, "-o", "two.npz").status == 0
     assert np.load("two.npz", allow_pickle=False)["captions"].tolist() == ["red", "red"]
     assert sfumato("sample", "run", "-n", 2, "-o", "anything.png").status == 0
-    assert sfumato("sample", "run", "--prompt", "red", "--film", "-o", "film.png").status == 0
+    assert sfumato("film", "run", "--prompt", "red", "-o", "film.png").status == 0
     assert sfumato("export", "run", "-o", "shared").status == 0
     assert sfumato("sample", "shared", "--prompt", "red", "-n", 1, "-o", "b.png").status == 0
     assert "holds a model already" in sfumato("export", "run", "-o", "shared").sentence

@@ -9,6 +9,7 @@ from dataclasses import asdict, dataclass, field, fields, replace
 from typing import Any
 
 from sfumato.conditions import Kinds
+from sfumato.core.docstrings import described
 from sfumato.core.errors import InputError, nearest
 from sfumato.denoisers import NETWORKS, SHARING, Denoiser
 from sfumato.ladder import WEIGHTS, Ladder
@@ -22,7 +23,36 @@ SAMPLING = ("guidance", "threshold")  # settings that shape the samples, not the
 
 @dataclass(frozen=True)
 class Config:
-    """Every choice that shapes a model, apart from the data and the budget; see ``PRESETS`` for the defaults by size."""
+    """Every choice that shapes a model, apart from the data and the budget; see ``PRESETS`` for the defaults by size.
+
+    Attributes:
+        stages: resolutions of the ladder; each further one halves the image.
+        jumps: noise level at which each stage is entered, coarse first; empty: by the size.
+        plain: noise level from which on each stage's state is plain image + noise, coarse first; empty: by the size.
+        network: architecture of the denoiser: unet or dit.
+        options: of the network, see below.
+        sharing: one network for all stages (shared), for each (stage), or for each rung (rung).
+        rungs: noise levels in each stage, coarse first, for target z_next and sharing rung; empty: continuous levels.
+        target: what the network regresses: the clean image (x) or the lecture's next state (z_next).
+        weights: loss weighting over noise levels: velocity, edm, elbo, min-snr or uniform.
+        levels: distribution of the noise levels in training, in flow time: uniform or logit-normal.
+        plain_share: share of the finest stage's training states that are plain image + noise, as defences need them.
+        text: frozen language model that encodes captions: minilm, a folder, or owner/name on the Hub.
+        drop: probability of dropping the condition, for classifier-free guidance.
+        flip: random mirroring of the images.
+        batch: batch size, in images of the finest stage.
+        mix: images of each stage for one of the finest, coarse first; empty: as many of each.
+        optimizer: muon or adamw.
+        learning_rate: peak learning rate.
+        warmup: share of the budget in which the learning rate rises.
+        decay: share of the budget, at its end, in which the learning rate falls to 0.
+        weight_decay: decoupled weight decay.
+        clip: gradient clipping, by norm.
+        ema: exponential moving average of the weights: its width as a share of the training so far (EDM2's sigma_rel).
+        precision: bf16, float32, or auto: bf16 where it is faster.
+        guidance: default guidance scale in sampling; 0: 1 for labels, 3 for texts.
+        threshold: default percentile of dynamic thresholding in sampling; 0 is off.
+    """
 
     # the ladder
     stages: int = 3
@@ -30,33 +60,31 @@ class Config:
     plain: tuple[float, ...] = ()
     # the denoiser
     network: str = "unet"
-    options: Mapping[str, Any] = field(default_factory=dict)  # of the network: channels, blocks, patch, ...
-    sharing: str = "shared"  # one network for all, one a "stage", one a "rung"
-    rungs: tuple[int, ...] = ()  # rungs in each stage, for target z_next and sharing rung; () for a continuous chain
+    options: Mapping[str, Any] = field(default_factory=dict)
+    sharing: str = "shared"
+    rungs: tuple[int, ...] = ()
     # what is learned
-    target: str = "x"  # regress the clean image, or the lecture's "z_next"
+    target: str = "x"
     weights: str = "velocity"
-    levels: str = "uniform"  # how noise levels are drawn, in flow time
-    plain_share: float = (
-        0.1  # of the finest stage's states, with their detail whole: so one network serves defences too
-    )
-    text: str = "minilm"  # the frozen language model that reads captions; a folder, or owner/name on the Hub
-    drop: float = 0.1  # how often c is dropped
-    flip: bool = False  # mirror images at random
+    levels: str = "uniform"
+    plain_share: float = 0.1
+    text: str = "minilm"
+    drop: float = 0.1
+    flip: bool = False
     # how
-    batch: int = 32  # images of the finest stage in a step
-    mix: tuple[float, ...] = ()  # images of each stage for one of the finest, coarse first; () is 1 each
-    optimizer: str = "muon"  # or "adamw"
+    batch: int = 32
+    mix: tuple[float, ...] = ()
+    optimizer: str = "muon"
     learning_rate: float = 4e-3
-    warmup: float = 0.02  # share of the budget
-    decay: float = 0.5  # share of the budget, at its end, in which the learning rate falls to 0
+    warmup: float = 0.02
+    decay: float = 0.5
     weight_decay: float = 0.01
-    clip: float = 1.0  # largest gradient norm
-    ema: float = 0.05  # width of the averaging over weights, as a share of the training so far (EDM2's sigma_rel)
-    precision: str = "auto"  # bf16 or float32
+    clip: float = 1.0
+    ema: float = 0.05
+    precision: str = "auto"
     # what suits the model's samples, where nothing else is asked for
-    guidance: float = 0.0  # 0 leaves the choice to Generator.default_guidance
-    threshold: float = 0.0  # percentile of dynamic thresholding
+    guidance: float = 0.0
+    threshold: float = 0.0
 
     def __post_init__(self) -> None:
         for value, known, what in (
@@ -70,12 +98,10 @@ class Config:
         ):
             if value not in known:
                 raise InputError(f"unknown {what} {value!r}: {nearest(value, known)}")
-        for name, low, high in (
-            ("drop", 0, 1), ("plain_share", 0, 0.9), ("warmup", 0, 1), ("decay", 0, 1), ("weight_decay", 0, 1),
-            ("guidance", 0, 100), ("threshold", 0, 1),
-        ):  # fmt: skip
-            if not low <= getattr(self, name) <= high:
-                raise InputError(f"{name}={getattr(self, name)} is impossible: give a number from {low} to {high}")
+        shares = dict.fromkeys(("drop", "warmup", "decay", "weight_decay", "threshold"), 1)
+        for name, high in {**shares, "plain_share": 0.9, "guidance": 100}.items():
+            if not 0 <= getattr(self, name) <= high:
+                raise InputError(f"{name}={getattr(self, name)} is impossible: give a number from 0 to {high}")
         for name in ("batch", "learning_rate", "clip", "ema"):
             if not 0 < getattr(self, name) < float("inf"):
                 raise InputError(f"{name}={getattr(self, name)} is impossible: give a number over 0")
@@ -101,8 +127,10 @@ class Config:
     def need_all_levels(self, work: str) -> None:
         """InputError for a model that knows its own rungs alone, where ``work`` needs noise levels between them."""
         if self.sharing == "rung":
-            raise InputError(f"this model has a network for each of its rungs alone, and {work} needs all noise levels: "
-                             "train with sharing=shared or sharing=stage")  # fmt: skip
+            raise InputError(
+                f"this model has a network for each of its rungs alone, and {work} needs all noise levels: "
+                "train with sharing=shared or sharing=stage"
+            )
 
     def with_settings(self, settings: Mapping[str, str]) -> Config:
         """Settings given as text (``--set key=value``); a network's own options count as keys too."""
@@ -110,8 +138,7 @@ class Config:
         if "network" in settings and settings["network"] != config.network:
             config = replace(config, network=settings["network"], options={})
         own = {f.name: f for f in fields(Config) if f.name != "options"}
-        parameters = inspect.signature(NETWORKS.find(config.network)).parameters
-        options = {name: p.default for name, p in parameters.items() if p.default is not inspect.Parameter.empty}
+        options = _network_options(config.network)
         hints = typing.get_type_hints(Config)
         changes: dict[str, Any] = {}
         changed_options = dict(config.options)
@@ -138,6 +165,24 @@ class Config:
         values: dict[str, Any] = {k: tuple(v) if isinstance(v, list) else v for k, v in stored.items()}
         values["options"] = {k: tuple(v) if isinstance(v, list) else v for k, v in stored.get("options", {}).items()}
         return Config(**values)
+
+
+def _network_options(network: str) -> dict[str, Any]:
+    """The names and defaults of a network's own options."""
+    parameters = inspect.signature(NETWORKS.find(network)).parameters.values()
+    return {p.name: p.default for p in parameters if p.default is not inspect.Parameter.empty}
+
+
+def described_settings() -> dict[str, dict[str, str]]:
+    """What each setting means, in one line, from the docstrings: those of a Config, then those of each network."""
+    own = {name: text for name, text in described(Config, "Attributes").items() if name != "options"}
+    options = {
+        f"Settings with network={name}": {
+            key: text for key, text in described(NETWORKS[name]).items() if key in _network_options(name)
+        }
+        for name in NETWORKS
+    }
+    return {"Settings (--set KEY=VALUE)": own, **options}
 
 
 def _parse(key: str, text: str, kind: Any, default: Any) -> Any:

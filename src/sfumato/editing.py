@@ -61,8 +61,8 @@ class Edit:
     def __str__(self) -> str:
         if self.kind == SUPER_RESOLUTION:
             return f"{self.kind} from {self.image.shape[2]}x{self.image.shape[1]}"
-        painted = "" if self.known is None else f", {1 - self.known.double().mean():.0%} painted anew"
-        return f"{self.kind}{painted}, strength {self.strength:g}"
+        inpainted = "" if self.known is None else f", {1 - self.known.double().mean():.0%} inpainted"
+        return f"{self.kind}{inpainted}, strength {self.strength:g}"
 
 
 def plan(ladder: Ladder, image: Picture, strength: float | None = None, mask: Picture | None = None) -> Edit:
@@ -76,7 +76,7 @@ def plan(ladder: Ladder, image: Picture, strength: float | None = None, mask: Pi
         ladder: of the model.
         image: see ``Picture``; a tensor of a stage's shape is taken as it is.
         strength: 0 to 1; None is STRENGTH without a mask and 1 with one.
-        mask: of the size of the image as given; what is lighter than half grey is painted anew, the rest kept.
+        mask: of the size of the image as given; what is lighter than half grey is inpainted, the rest kept.
 
     Raises:
         InputError: an image or a mask that cannot be used, a strength that is not within 0 and 1.

@@ -6,23 +6,19 @@ from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
-import typer
-
-from sfumato.cli.attack import ClassifierArgument, read_eps
-from sfumato.cli.console import (
+from sfumato.cli.console import Interrupted, counting, say, show
+from sfumato.cli.options import (
+    ClassifierArgument,
+    Common,
     DataOption,
-    DeviceOption,
-    FitOption,
-    Interrupted,
-    JsonOption,
-    SeedOption,
-    SizeOption,
+    EpsOption,
+    Fitting,
+    NormOption,
+    OutFolder,
     check_folder,
-    counting,
     load_images,
-    read_size,
-    say,
-    show,
+    option,
+    read_eps,
 )
 from sfumato.core.errors import InputError
 
@@ -38,60 +34,48 @@ DONE, GATE_FAILED = 0, 1
 def audit(
     classifier: ClassifierArgument,
     data: DataOption,
-    out: Annotated[
-        Path, typer.Option("-o", "--out", help="Folder of the report; if it holds a part of this audit, it goes on.")
-    ],
-    norm: Annotated[str, typer.Option("--norm", help="Linf, L2, L1 or L0.")] = "Linf",
-    eps: Annotated[
-        str, typer.Option("--eps", help="Size of the perturbations, of pixels in [0, 1]: 8/255 or 0.5.")
-    ] = "8/255",
-    count: Annotated[int, typer.Option("-n", "--count", help="How many images to draw and attack.")] = 500,
+    out: OutFolder,
+    norm: NormOption = "Linf",
+    eps: EpsOption = "8/255",
+    count: Annotated[int, option("-n", "--count", help="Number of test images to attack.")] = 500,
     screening: Annotated[
-        bool, typer.Option("--screening", help="Leave the most expensive attacks out: a weaker upper bound.")
+        bool, option("--screening", help="Screening protocol: without the most expensive attacks, a weaker bound.")
     ] = False,
     min_robust_accuracy: Annotated[
         float | None,
-        typer.Option(
+        option(
             "--min-robust-accuracy",
-            help="A gate: exit status 1 where even the upper end of the 95% interval is below this.",
-            show_default=False,
+            help="CI gate: exit status 1 where even the upper end of the 95% interval is below this. Default: no gate.",
         ),
     ] = None,
     baseline: Annotated[
         Path | None,
-        typer.Option(
+        option(
             "--baseline",
-            help="The report.json of another audit, to show beside. Default: of what CLF was hardened from, if near.",
-            show_default=False,
+            help="Baseline to compare with: the report.json of another audit. Default: of what CLF was hardened from.",
         ),
     ] = None,
     purify: Annotated[
         str | None,
-        typer.Option(
-            "--purify", metavar="MODEL", help="Also audit CLF behind this generator as a purifier.", show_default=False
+        option(
+            "--purify", metavar="MODEL", help="Diffusion purification: also audit CLF behind this model. Default: none."
         ),
     ] = None,
-    purified: Annotated[int, typer.Option("--purified", help="How many of the images to attack behind it.")] = 32,
+    purified: Annotated[int, option("--purified", help="Number of the images to attack behind the purifier.")] = 32,
     sigma: Annotated[
         float | None,
-        typer.Option(
-            "--purify-sigma", help="Its noise, of pixels in [0, 1]. Default: as of purify.", show_default=False
-        ),
+        option("--purify-sigma", help="Noise level of purification, of pixels in [0, 1]. Default: as of purify."),
     ] = None,
-    steps: Annotated[
-        int | None, typer.Option("--purify-steps", help="Its steps. Default: as of purify.", show_default=False)
-    ] = None,
-    fit: FitOption = "crop",
-    size: SizeOption = None,
-    seed: SeedOption = 0,
-    device: DeviceOption = "auto",
-    as_json: JsonOption = False,
+    steps: Annotated[int | None, option("--purify-steps", help="Steps of purification. Default: as of purify.")] = None,
+    *,
+    fitting: Fitting,
+    common: Common,
 ) -> int:
-    """Attack a classifier by every means, and write a report: how robust it is, and what that number is worth."""
+    """Robustness audit: an ensemble of attacks (AutoAttack's and more), checks for gradient masking, one HTML report."""
     radius = read_eps(eps)
     if min_robust_accuracy is not None and not 0 <= min_robust_accuracy <= 1:
         raise InputError(f"--min-robust-accuracy {min_robust_accuracy:g} is no share: give a number from 0 to 1")
-    pixels = read_size(size)
+    pixels = fitting.pixels
     if purify is None and (sigma is not None or steps is not None):
         raise InputError("--purify-sigma and --purify-steps are of a purifier: name one with --purify MODEL")
     if purified < 1:
@@ -103,37 +87,27 @@ def audit(
 
     if baseline is not None:
         read_report(baseline)  # before anything is done
-    found = find_classifier(classifier, device)
-    purifier = None if purify is None else _purifier(found, purify, sigma, steps, norm, device)
+    found = find_classifier(classifier, common.device)
+    purifier = None if purify is None else _purifier(found, purify, sigma, steps, norm, common.device)
     wanted = pixels or found.size or (None if purifier is None else purifier.ladder.size)
-    images = load_images(data, wanted, fit, "test")
+    images = load_images(data, wanted, fitting.fit, "test")
     try:
         with counting(f"auditing {classifier}") as progress:
-            audited = run(
-                found, images, norm=norm, eps=radius, count=count, seed=seed, out=out, name=classifier,
-                protocol="screening" if screening else "standard", progress=progress, remark=say,
-            )  # fmt: skip
-        washed = None
+            how: dict[str, Any] = {"norm": norm, "eps": radius, "count": count, "seed": common.seed, "name": classifier}
+            protocol = "screening" if screening else "standard"
+            audited = run(found, images, **how, out=out, protocol=protocol, progress=progress, remark=say)
+        behind = None
         if purifier is not None and purify is not None:
             with counting(f"attacking {classifier} behind {purify}") as progress:
-                washed = audit_purification(
-                    found,
-                    purifier,
-                    images,
-                    audited,
-                    count=purified,
-                    out=out,
-                    model=purify,
-                    progress=progress,
-                    remark=say,
-                )
+                more: dict[str, Any] = {"count": purified, "out": out, "model": purify, "remark": say}
+                behind = audit_purification(found, purifier, images, audited, **more, progress=progress)
     except KeyboardInterrupt:
-        raise Interrupted("stopped: the same command goes on from there") from None
+        raise Interrupted("stopped: re-run the command to resume") from None
     came_from = None if baseline is not None else _hardened_from(classifier)
     if came_from and (baseline := find_baseline(out, came_from, audited)):
         say(f"beside the classifier that this one was hardened from: {baseline.parent.name}/{baseline.name}")
-    report = write_report(audited, out, min_robust_accuracy=min_robust_accuracy, baseline=baseline, purification=washed)
-    show(_lines(report, out), report, as_json)
+    report = write_report(audited, out, min_robust_accuracy=min_robust_accuracy, baseline=baseline, purification=behind)
+    show(_lines(report, out), report, common.json)
     return GATE_FAILED if report["gate"] and not report["gate"]["passed"] else DONE
 
 

@@ -5,20 +5,16 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
-import typer
-
-from sfumato.cli.attack import read_eps
-from sfumato.cli.console import (
-    DeviceOption,
-    FitOption,
-    JsonOption,
-    SeedOption,
-    SizeOption,
-    check_output,
-    counting,
+from sfumato.cli.console import counting, show
+from sfumato.cli.options import (
+    Common,
+    Fitting,
+    SomeClassifierArgument,
+    SomeDataOption,
+    check_file,
     load_images,
-    read_size,
-    show,
+    option,
+    read_eps,
 )
 from sfumato.core.errors import InputError
 
@@ -31,88 +27,68 @@ CANDIDATES = 96  # images, spread over all, among which the views find theirs
 
 
 def boundary(
-    classifier: Annotated[
-        str | None,
-        typer.Argument(
-            metavar="CLF",
-            help="A trained folder, effnet-lite0, timm:NAME, hf:NAME or py:package.module:factory. Not for --kind toy.",
-            show_default=False,
-        ),
-    ] = None,
-    data: Annotated[
-        str | None,
-        typer.Option(
-            "--data",
-            help="One of {sources}; or a folder (with a sub-folder a class), an .npz file, or hf:owner/name.",
-            show_default=False,
-        ),
-    ] = None,
-    output: Annotated[Path, typer.Option("-o", "--output", help="The figure: .png, .pdf or .svg.")] = Path(
+    classifier: SomeClassifierArgument = None,
+    data: SomeDataOption = None,
+    out: Annotated[Path, option("-o", "--out", metavar="FILE", help="Output figure: .png, .pdf or .svg.")] = Path(
         "boundary.png"
     ),
     other: Annotated[
         str | None,
-        typer.Option(
-            "--other", metavar="CLF", help="A second classifier on the same axes: hardened, say.", show_default=False
-        ),
+        option("--other", metavar="CLF", help="Second classifier on the same axes: hardened, say. Default: none."),
     ] = None,
     kind: Annotated[
-        str, typer.Option("--kind", help="all, toy, plane (three images), adversarial, church or gradient.")
+        str,
+        option(
+            "--kind",
+            help="Cut through input space: plane (of three images), adversarial (and random direction), church (adversarial "
+            "and orthogonal), gradient, all; or toy, which needs no CLF.",
+        ),
     ] = "all",
-    norm: Annotated[str, typer.Option("--norm", help="Linf, L2 or L1.")] = "Linf",
+    norm: Annotated[str, option("--norm", help="Norm of the perturbation: Linf, L2 or L1.")] = "Linf",
     eps: Annotated[
         str | None,
-        typer.Option(
-            "--eps",
-            help="Size of the perturbation, of pixels in [0, 1]. Default: 8/255; L2 0.5, L1 12.",
-            show_default=False,
-        ),
+        option("--eps", help="Perturbation size (epsilon), of pixels in [0, 1]. Default: 8/255; L2 0.5, L1 12."),
     ] = None,
     index: Annotated[
         tuple[int, int, int] | None,
-        typer.Option(
+        option(
             "--index",
             metavar="I J K",
-            help="Test images by number; the first is in the middle. Default: one that falls, and others.",
-            show_default=False,
+            help="Test images by number; the first is in the middle. Default: one that is fooled, and others.",
         ),
     ] = None,
     resolution: Annotated[
-        int | None,
-        typer.Option("--resolution", help="Points along each side. Default: 101; large images 41.", show_default=False),
+        int | None, option("--resolution", help="Grid points along each side. Default: 101; large images 41.")
     ] = None,
-    fit: FitOption = "crop",
-    size: SizeOption = None,
-    seed: SeedOption = 0,
-    device: DeviceOption = "auto",
-    as_json: JsonOption = False,
+    *,
+    fitting: Fitting,
+    common: Common,
 ) -> None:
-    """Draw a classifier's decision boundaries: through images, and along adversarial and random noise."""
-    check_output(output, SUFFIXES)
+    """Draw a classifier's decision boundary: along adversarial, random and gradient directions, and between images."""
+    check_file(out, SUFFIXES)
     radius = None if eps is None else read_eps(eps)
-    pixels = read_size(size)
+    pixels = fitting.pixels
     if kind != "toy" and (classifier is None or data is None):
         absent = "CLF" if classifier is None else "--data"
         raise InputError(f"{absent} is missing: give a classifier and --data, or --kind toy, which needs neither")
     from sfumato import boundary as boundaries
 
-    how: dict[str, Any] = {"kind": kind, "norm": norm, "eps": radius, "seed": seed, "resolution": resolution}
+    how: dict[str, Any] = {"kind": kind, "norm": norm, "eps": radius, "seed": common.seed, "resolution": resolution}
     with counting("drawing") as progress:
         if kind == "toy" or classifier is None or data is None:
             views = boundaries.boundary(**how)
         else:
-            found, second, images = _loaded(classifier, other, data, pixels, fit, device)
+            found, second, images = _loaded(classifier, other, data, pixels, fitting.fit, common.device)
             x, y, ids = _chosen(found, images, index)
-            views = boundaries.boundary(
-                found, x, y, other=second, index=index, ids=ids, names=(_name(classifier), _name(other or "")),
-                progress=progress, **how,
-            )  # fmt: skip
-    views.save(output)
-    result = {"output": str(output), "classifier": classifier, "data": data, "other": other, **how}
+            names = _name(classifier), _name(other or "")
+            which: dict[str, Any] = {"other": second, "index": index, "ids": ids, "names": names}
+            views = boundaries.boundary(found, x, y, **which, progress=progress, **how)
+    views.save(out)
+    result = {"out": str(out), "classifier": classifier, "data": data, "other": other, **how}
     result["eps"] = radius if radius is not None else None if kind == "toy" else boundaries.EPS[norm]
     result["panels"] = [{"title": panel.title, "caption": panel.caption} for panel in views.panels]
     lines = [f"{panel['title']}: {panel['caption']}".replace("\n", ": ") for panel in result["panels"]]
-    show([*lines, f"figure: {output}"], result, as_json)
+    show([*lines, f"figure: {out}"], result, common.json)
 
 
 def _loaded(

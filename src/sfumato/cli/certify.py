@@ -2,26 +2,19 @@
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
-import typer
-
-from sfumato.cli.attack import ClassifierArgument
-from sfumato.cli.console import (
+from sfumato.cli.console import Interrupted, counting, say, show
+from sfumato.cli.options import (
+    ClassifierArgument,
+    Common,
     DataOption,
-    DeviceOption,
-    FitOption,
-    Interrupted,
-    JsonOption,
-    SeedOption,
-    SizeOption,
+    Fitting,
+    OutFolder,
     check_folder,
-    counting,
     load_images,
-    read_size,
-    say,
-    show,
+    option,
+    read_radii,
 )
 from sfumato.core.errors import InputError
 
@@ -33,50 +26,40 @@ def certify(
     classifier: ClassifierArgument,
     data: DataOption,
     sigma: Annotated[
-        float, typer.Option("--sigma", help="Standard deviation of the noise, of pixels in [0, 1]: 0.12 to 1.")
+        float, option("--sigma", help="Smoothing noise: standard deviation, of pixels in [0, 1]: 0.12 to 1.")
     ],
-    out: Annotated[Path, typer.Option("-o", "--out", help="Folder for the curve, the table and each image's result; half done, it goes on.")],
+    out: OutFolder,
     generator: Annotated[
         str | None,
-        typer.Option(
+        option(
             "--generator",
             metavar="MODEL",
-            help="Denoise in front: a run folder, a model.safetensors, or hf:owner/name. Without, CLF sees the noise.",
-            show_default=False,
+            help="Denoised smoothing: this diffusion model denoises in front of CLF. Default: CLF sees the noise.",
         ),
     ] = None,
-    count: Annotated[int, typer.Option("-n", "--count", help="How many images to draw and certify.")] = 500,
+    count: Annotated[int, option("-n", "--count", help="Number of test images to certify.")] = 500,
     radii: Annotated[
         str | None,
-        typer.Option(
-            "--radii", help="L2 distances to decide about: 0.25,0.5. Default: sigma/2, sigma, 3/2 and 2 sigma.",
-            show_default=False,
-        ),
+        option("--radii", help="L2 radii to decide about: 0.25,0.5. Default: sigma/2, sigma, 3/2 and 2 sigma."),
     ] = None,
     mode: Annotated[
-        str, typer.Option("--mode", help="sequential (stops when all radii are decided) or cohen (all --samples).")
+        str, option("--mode", help="sequential (test stops when all radii are decided) or cohen (all --samples).")
     ] = "sequential",
-    alpha: Annotated[
-        float, typer.Option("--alpha", help="Probability that an image's certificate is wrong, at most.")
-    ] = 0.001,
-    samples: Annotated[int, typer.Option("--samples", help="Noisy copies of an image, at most.")] = 100_000,
-    selection: Annotated[int, typer.Option("--n0", help="Noisy copies that choose the class to certify.")] = 100,
-    attacked: Annotated[
-        int, typer.Option("--attacked", help="How many of the images to attack as well; 0 for none.")
-    ] = 50,
+    alpha: Annotated[float, option("--alpha", help="Failure probability of an image's certificate, at most.")] = 0.001,
+    samples: Annotated[int, option("--samples", help="Noise samples (n) of an image, at most.")] = 100_000,
+    selection: Annotated[int, option("--n0", help="Noise samples (n0) that select the class to certify.")] = 100,
+    attacked: Annotated[int, option("--attacked", help="Number of the images to attack as well; 0 for none.")] = 50,
     batch_size: Annotated[
-        int | None, typer.Option("--batch-size", help="Noisy copies at once. Default: by the device.", show_default=False)
+        int | None, option("--batch-size", help="Noise samples at once. Default: by the device.")
     ] = None,
-    fit: FitOption = "crop",
-    size: SizeOption = None,
-    seed: SeedOption = 0,
-    device: DeviceOption = "auto",
-    as_json: JsonOption = False,
-) -> None:  # fmt: skip
-    """Prove that a classifier, smoothed with noise, does not change its mind nearby: the certified-accuracy curve."""
-    pixels = read_size(size)
+    *,
+    fitting: Fitting,
+    common: Common,
+) -> None:
+    """Randomized smoothing: certified accuracy at L2 radii, of the smoothed classifier."""
+    pixels = fitting.pixels
     check_folder(out)
-    distances = None if radii is None else read_radii(radii)
+    distances = read_radii(radii)
     if batch_size is not None and batch_size < 1:
         raise InputError(f"--batch-size {batch_size}: give 1 or more")
     from sfumato.classifiers import find_classifier
@@ -84,34 +67,23 @@ def certify(
     from sfumato.defences.smoothing.certified_accuracy import PICTURE
     from sfumato.generator import Generator
 
-    settings = SmoothingSettings(sigma, selection, samples, alpha, mode, distances, seed, batch_size)
+    settings = SmoothingSettings(sigma, selection, samples, alpha, mode, distances, common.seed, batch_size)
     request = CertificationRequest(settings, count, attacked, (classifier, generator or ""))
-    found = find_classifier(classifier, device)
-    model = None if generator is None else Generator.from_pretrained(generator, device)
+    found = find_classifier(classifier, common.device)
+    model = None if generator is None else Generator.from_pretrained(generator, common.device)
     wanted = pixels or found.size or (None if model is None else model.ladder.size)
-    images = load_images(data, wanted, fit, "test")
+    images = load_images(data, wanted, fitting.fit, "test")
     try:
         with counting(f"certifying {classifier}") as progress:
             made = certify_data(found, images, request, generator=model, out=out, progress=progress, remark=say)
     except KeyboardInterrupt:
-        raise Interrupted("stopped: the same command goes on from there") from None
+        raise Interrupted("stopped: re-run the command to resume") from None
     made.save(out)
-    show([*_lines(made.report), "", f"picture: {out / PICTURE}"], {**made.report, "out": str(out)}, as_json)
-
-
-def read_radii(text: str) -> tuple[float, ...]:
-    """``0.25,0.5`` as numbers."""
-    try:
-        found = tuple(float(part) for part in text.split(","))
-    except ValueError:
-        raise InputError(f"--radii {text!r} cannot be read: give L2 distances such as 0.25,0.5,0.75,1") from None
-    if not all(0 < radius < float("inf") for radius in found):
-        raise InputError(f"--radii {text!r}: give L2 distances over 0")
-    return found
+    show([*_lines(made.report), "", f"picture: {out / PICTURE}"], {**made.report, "out": str(out)}, common.json)
 
 
 def _lines(report: Mapping[str, Any]) -> list[str]:
-    lines = [report["verdict"], "", f"  {'L2 radius':>9}  {'Linf':>7}  {'certified':<26}  attacked: stand / certified"]
+    lines = [report["verdict"], "", f"  {'L2 radius':>9}  {'Linf':>7}  {'certified':<26}  attacked: robust / certified"]
     for row in report["table"]:
         here, empirical, same = row["certified"], row["empirical"], row["certified_attacked"]
         share = f"{here['accuracy']:>6.1%}  ({here['low']:.1%} to {here['high']:.1%})"
@@ -119,9 +91,12 @@ def _lines(report: Mapping[str, Any]) -> list[str]:
         undecided = f"   {row['undecided']} undecided" if row["undecided"] else ""
         lines.append(f"  {row['radius']:>9.3g}  {row['linf']:>7.4f}  {share:<26}  {attack}{undecided}")
     draws, attack = report["draws"], report["attack"]
-    lines += ["", f"The L1 certificate is that of L2. {report['abstained']} of {report['data']['images']} images abstain; "
-              f"{draws['median']:,.0f} noisy copies an image (median; 95%: {draws['p95']:,.0f})."]  # fmt: skip
+    copies = f"{draws['median']:,.0f} noise samples an image (median; 95%: {draws['p95']:,.0f})"
+    abstained = f"{report['abstained']} of {report['data']['images']} images abstain"
+    lines += ["", f"The L1 certificate is that of L2. {abstained}; {copies}."]
     if attack and attack["contradictions"]:
-        lines.append(f"{attack['contradictions']} attacked images were fooled within their certified radius: more than "
-                     "a share of alpha means that the classifier is not deterministic, or a bug")  # fmt: skip
+        lines.append(
+            f"{attack['contradictions']} attacked images were fooled within their certified radius: more than a share of "
+            "alpha means that the classifier is not deterministic, or a bug"
+        )
     return lines

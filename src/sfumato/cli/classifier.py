@@ -4,25 +4,23 @@ from __future__ import annotations
 
 import shlex
 from contextlib import closing
-from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from sfumato.cli.console import (
+from sfumato.cli.console import Interrupted, counting, show
+from sfumato.cli.options import (
+    ClassifierArgument,
+    Common,
     DataOption,
     DeviceOption,
-    FitOption,
-    Interrupted,
+    Fitting,
     JsonOption,
-    SeedOption,
-    SizeOption,
-    Verb,
+    OutFolder,
     check_folder,
-    counting,
     load_images,
-    read_size,
-    show,
+    option,
+    register,
 )
 from sfumato.cli.train import TrainingDisplay
 
@@ -30,62 +28,50 @@ if TYPE_CHECKING:
     from sfumato.classifiers import Evaluation
 
 MinutesOption = Annotated[
-    float | None,
-    typer.Option("--minutes", help="Budget in minutes. Default: 3, and at most 60 epochs.", show_default=False),
+    float | None, option("--minutes", help="Training budget in minutes. Default: 3, and at most 60 epochs.")
 ]
 EpochsOption = Annotated[
-    float | None, typer.Option("--epochs", help="Budget in passes over the training images.", show_default=False)
+    float | None, option("--epochs", help="Training budget in passes over the training images. Default: --minutes.")
 ]
 
 app = typer.Typer(
-    help="Train a classifier of images, or measure any.", add_completion=False, pretty_exceptions_enable=False
+    help="Train an image classifier, or measure any.", add_completion=False, pretty_exceptions_enable=False
 )
 
 
 @app.callback()
 def root() -> None:
-    """Train a classifier of images, or measure any."""
+    """Train an image classifier, or measure any."""
 
 
-@app.command("train", cls=Verb)
 def train(
     data: DataOption,
-    out: Annotated[
-        str, typer.Option("--out", help="The classifier's folder; if it holds this training already, it goes on.")
-    ],
+    out: OutFolder,
     minutes: MinutesOption = None,
     epochs: EpochsOption = None,
     network: Annotated[
         str | None,
-        typer.Option(
-            "--network",
-            help="convnet or resnet. Default: convnet for grey images, resnet for colour.",
-            show_default=False,
+        option(
+            "--network", help="Architecture: convnet or resnet. Default: convnet for grey images, resnet for colour."
         ),
     ] = None,
-    size: SizeOption = None,
-    fit: FitOption = "crop",
+    *,
+    fitting: Fitting,
     shift: Annotated[
-        int | None,
-        typer.Option(
-            "--shift", help="Move images by up to so many pixels. Default: by their size.", show_default=False
-        ),
+        int | None, option("--shift", help="Augmentation: random shifts up to so many pixels. Default: by the size.")
     ] = None,
     flip: Annotated[
         bool | None,
-        typer.Option(
+        option(
             "--flip/--no-flip",
-            help="Mirror half of the images. Default: only for sets known not to mind (cifar10, clothes, fashion-mnist).",
-            show_default=False,
+            help="Augmentation: random mirroring. Default: for cifar10, clothes and fashion-mnist only.",
         ),
     ] = None,
-    seed: SeedOption = 0,
-    device: DeviceOption = "auto",
-    as_json: JsonOption = False,
+    common: Common,
 ) -> None:
-    """Train a classifier on labelled images. The same command again goes on where it stopped."""
-    pixels = read_size(size)
-    check_folder(Path(out), "--out")
+    """Train a classifier on labelled images. Re-run the command to resume."""
+    pixels, fit, seed, device = fitting.pixels, fitting.fit, common.seed, common.device
+    check_folder(out)
     from sfumato.classifiers import read_description, training_steps
     from sfumato.classifiers.training import Budget
 
@@ -101,10 +87,10 @@ def train(
             for last in run:
                 display.update(last)  # type: ignore[arg-type]  (it has all that the bar asks for)
     except KeyboardInterrupt:
-        raise Interrupted("stopped: the same command goes on from there") from None
+        raise Interrupted("stopped: re-run the command to resume") from None
     described = read_description(out)
     test, training = described["test"], described["training"]
-    follow = f"sfumato classifier evaluate {shlex.quote(out)} --data {shlex.quote(data)}"
+    follow = f"sfumato classifier evaluate {shlex.quote(str(out))} --data {shlex.quote(data)}"
     lines = [
         f"trained {out} ({described['network']}): {training['epochs']:.1f} epochs, {training['seconds'] / 60:.1f} minutes",
         f"test accuracy {test['accuracy']:.2%}, 95% interval {test['low']:.2%} to {test['high']:.2%} "
@@ -113,36 +99,27 @@ def train(
     ]
     if last is None:
         lines[0] = f"{out} has had its {budget} already: give a larger budget to train it further"
-    result = {"classifier": out, "done_before": last is None, **described, "next": follow}
-    show(lines, result, as_json)
+    result = {"classifier": str(out), "done_before": last is None, **described, "next": follow}
+    show(lines, result, common.json)
 
 
-@app.command("evaluate", cls=Verb)
 def evaluate(
-    classifier: Annotated[
-        str,
-        typer.Argument(
-            metavar="CLF",
-            help="A trained folder, effnet-lite0, timm:NAME, hf:NAME or py:package.module:factory.",
-            show_default=False,
-        ),
-    ],
+    classifier: ClassifierArgument,
     data: DataOption,
-    fit: FitOption = "crop",
-    size: SizeOption = None,
+    *,
+    fitting: Fitting,
     device: DeviceOption = "auto",
-    as_json: JsonOption = False,
+    json: JsonOption = False,
 ) -> None:
-    """Measure how often a classifier is right on test images, overall and for each class."""
-    pixels = read_size(size)
+    """Test accuracy of a classifier, overall and for each class."""
     from sfumato.classifiers import evaluate_classifier, find_classifier
 
     found = find_classifier(classifier, device)
-    images = load_images(data, pixels or found.size, fit, "test")
+    images = load_images(data, fitting.pixels or found.size, fitting.fit, "test")
     with counting("classifying") as progress:
         evaluation = evaluate_classifier(found, images, progress)
     result = {"classifier": classifier, "data": data, **evaluation.to_json()}
-    show(_lines(classifier, data, evaluation), result, as_json)
+    show(_lines(classifier, data, evaluation), result, json)
 
 
 def _lines(classifier: str, data: str, evaluation: Evaluation) -> list[str]:
@@ -164,3 +141,7 @@ class ClassifierDisplay(TrainingDisplay):
             f"{self.left(progress)} left, loss {progress.loss:.3f}, training accuracy {progress.accuracy:.1%}, "
             f"{progress.images_per_second:,.0f} images/s, epoch {progress.epoch:.1f}"
         )
+
+
+register(app, "train", train)
+register(app, "evaluate", evaluate)

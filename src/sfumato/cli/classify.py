@@ -6,11 +6,18 @@ import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
-import typer
-
-from sfumato.cli.console import DeviceOption, FitOption, JsonOption, ModelArgument, SeedOption, counting, show
+from sfumato.cli.console import counting, show
+from sfumato.cli.options import (
+    Common,
+    FitOption,
+    ModelArgument,
+    SomeDataOption,
+    argument,
+    check_count,
+    load_random,
+    option,
+)
 from sfumato.cli.pictures import picture_files, read_picture
-from sfumato.cli.score import some_images
 from sfumato.core.errors import InputError
 
 if TYPE_CHECKING:
@@ -22,41 +29,29 @@ SHOWN = 3  # classes named for each image
 
 def classify(
     model: ModelArgument,
-    images: Annotated[
-        list[Path] | None,
-        typer.Argument(metavar="[IMAGES]...", help="Picture files, or folders of them.", show_default=False),
-    ] = None,
-    data: Annotated[
-        str | None,
-        typer.Option(
-            "--data", help="Labelled test images instead: one of {sources}, a folder, an .npz, or hf:owner/name."
-        ),
-    ] = None,
-    count: Annotated[int, typer.Option("-n", "--count", help="How many of them, drawn at random.")] = 100,
+    paths: Annotated[list[Path] | None, argument("[IMAGES]...", "Image files to classify, or folders of them.")] = None,
+    data: SomeDataOption = None,
+    count: Annotated[int, option("-n", "--count", help="With --data: number of test images, drawn at random.")] = 100,
     label: Annotated[
         list[str] | None,
-        typer.Option(
-            "--label",
-            help="A class to choose from, as often as you like; for a model of texts, a prompt. Default: all there are.",
-            show_default=False,
+        option(
+            "--label", help="Class to choose from, can be repeated; for a text model a prompt. Default: all classes."
         ),
     ] = None,
     draws: Annotated[
-        int | None, typer.Option("--draws", help="Noise levels for each class. Default: 32.", show_default=False)
+        int | None, option("--draws", help="Monte Carlo draws (noise levels) for each class. Default: 32.")
     ] = None,
-    whole: Annotated[
-        bool, typer.Option("--whole", help="Drop no class early: slower, and rarely another answer.")
+    no_early_stop: Annotated[
+        bool, option("--no-early-stop", help="Evaluate all draws of all classes: slower, and rarely another answer.")
     ] = False,
     fit: FitOption = "crop",
-    seed: SeedOption = 0,
-    device: DeviceOption = "auto",
-    as_json: JsonOption = False,
+    *,
+    common: Common,
 ) -> None:
-    """Let a generator say what images show: the class under which it denoises them best."""
-    if bool(images) == bool(data):
-        raise InputError("give picture files, or --data with labelled images: one of the two")
-    if count < 1:
-        raise InputError(f"-n {count} classifies nothing: give 1 or more")
+    """Diffusion classifier: the class under which the diffusion model denoises an image best."""
+    if bool(paths) == bool(data):
+        raise InputError("give image files, or --data with labelled images: one of the two")
+    check_count(count)
     import torch
 
     from sfumato.data.fit import check_fit
@@ -64,11 +59,12 @@ def classify(
     from sfumato.generator import Generator
 
     check_fit(fit)
-    files = picture_files(images or [])
-    generator = Generator.from_pretrained(model, device)
-    chosen = None if data is None else some_images(generator, data, fit, count, seed)
+    files = picture_files(paths or [])
+    generator = Generator.from_pretrained(model, common.device)
+    chosen = None if data is None else load_random(generator.ladder, data, fit, count, common.seed)
     names = tuple(label or (chosen.classes if chosen is not None and generator.kinds.tokens else ()))
-    classifier = diffusion_classifier(generator, names, draws=DRAWS if draws is None else draws, seed=seed)
+    draws = DRAWS if draws is None else draws
+    classifier = diffusion_classifier(generator, names, draws=draws, seed=common.seed)
     if chosen is not None:
         from sfumato.classifiers import match_labels
 
@@ -79,12 +75,11 @@ def classify(
         x = torch.stack([read_picture(path, generator.ladder, fit) for path in files])
     began = time.perf_counter()
     with counting("classifying") as progress:
-        decision = classify(classifier, x, alpha=0.0 if whole else ALPHA, progress=progress)
+        decision = classify(classifier, x, alpha=0.0 if no_early_stop else ALPHA, progress=progress)
     seconds = (time.perf_counter() - began) / len(x)
     passes = float(decision.passes.double().mean())
-    result: dict[str, Any] = {
-        "model": model, "classes": list(classifier.labels), "passes_an_image": passes, "seconds_an_image": seconds,
-    }  # fmt: skip
+    result: dict[str, Any] = {"model": model, "classes": list(classifier.labels)}
+    result |= {"passes_an_image": passes, "seconds_an_image": seconds}
     if wanted is None:
         result["images"], lines = _each(classifier, decision, [str(path) for path in files])
     else:
@@ -93,11 +88,11 @@ def classify(
         accuracy = Accuracy(int((decision.label == wanted).sum()), len(wanted))
         result |= {"data": data, **accuracy.to_json()}
         lines = [f"{model} on {data}: accuracy {accuracy}"]
-    full = len(classifier.labels) * (DRAWS if draws is None else draws)
+    full = len(classifier.labels) * draws
     lines.append(
         f"{passes:.0f} network evaluations an image (all classes, all draws: {full}), {seconds:.2f} s an image"
     )
-    show(lines, result, as_json)
+    show(lines, result, common.json)
 
 
 def _each(classifier: Classifier, decision: Decision, paths: list[str]) -> tuple[list[dict[str, Any]], list[str]]:

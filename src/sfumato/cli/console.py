@@ -1,63 +1,24 @@
-"""What the verbs share: options, help that lists what there is, and what goes to which stream.
+"""What goes to which stream, bars, and help that lists what there is.
 
 Results go to standard output, as text or (``--json``) one JSON object; progress, remarks and errors to standard error.
 """
 
 from __future__ import annotations
 
+import importlib
 import json
 import os
 import sys
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Any
 
-import typer
 import typer.core
 
-from sfumato.core.errors import InputError
 from sfumato.core.files import finite
 
 if TYPE_CHECKING:
     from rich.console import Console
-
-    from sfumato.data import ImageSet
-
-DeviceOption = Annotated[str, typer.Option("--device", help="auto, cpu, cuda or cuda:1.")]
-SeedOption = Annotated[int, typer.Option("--seed", help="Same seed, same device: same result.")]
-JsonOption = Annotated[
-    bool, typer.Option("--json", help="One JSON object on standard output, all else on standard error.")
-]
-SizeOption = Annotated[
-    str | None, typer.Option("--size", help="Side in pixels, or WIDTHxHEIGHT; even. Default: what suits the data.")
-]
-FitOption = Annotated[str, typer.Option("--fit", help="How images of other shapes get there: crop or pad.")]
-DataOption = Annotated[
-    str,
-    typer.Option(
-        "--data",
-        help="One of {sources}; or a folder (with a sub-folder a class, or with captions), an .npz file, or hf:owner/name.",
-    ),
-]
-ModelArgument = Annotated[
-    str,
-    typer.Argument(metavar="MODEL", help="A run folder, a model.safetensors, or hf:owner/name.", show_default=False),
-]
-SamplerOption = Annotated[
-    str | None, typer.Option("--sampler", help="One of {samplers}. Default: dpmpp-2m.", show_default=False)
-]
-StepsOption = Annotated[
-    int | None, typer.Option("--steps", help="Steps over all stages: more are slower and better.", show_default=False)
-]
-GuidanceOption = Annotated[
-    float | None,
-    typer.Option(
-        "--guidance",
-        help="How strongly label or prompt is pressed; 1 is off. Default: 1 for labels, 3 for prompts.",
-        show_default=False,
-    ),
-]
 
 
 class Verb(typer.core.TyperCommand):
@@ -68,37 +29,48 @@ class Verb(typer.core.TyperCommand):
             text = getattr(parameter, "help", None)
             if text and "{" in text:
                 parameter.help = text.format_map(_Names())  # type: ignore[attr-defined]
-        if self.epilog:
-            self.epilog = self.epilog.format_map(_Names())
         super().format_help(ctx, formatter)
 
 
+class TrainVerb(Verb):
+    """One whose help also explains the keys of ``--set``, each with the line of its docstring."""
+
+    def format_help(self, ctx: Any, formatter: Any) -> None:
+        from rich.console import Console
+        from rich.panel import Panel
+        from rich.table import Table
+
+        from sfumato.config import described_settings
+
+        super().format_help(ctx, formatter)
+        for title, settings in described_settings().items():
+            table = Table(box=None, show_header=False, padding=(0, 1))
+            table.add_column(style="bold cyan", no_wrap=True)
+            for name, meaning in settings.items():
+                table.add_row(name, meaning)
+            Console(highlight=False, markup=False).print(
+                Panel(table, title=title, title_align="left", border_style="dim")
+            )
+
+
+_REGISTRIES = {
+    "attacks": ("sfumato.attacks", "ATTACKS"),
+    "features": ("sfumato.metrics", "FEATURES"),
+    "hardenings": ("sfumato.defences.hardening.adversarial_training", "METHODS"),
+    "methods": ("sfumato.likelihood", "METHODS"),
+    "presets": ("sfumato.config", "PRESETS"),
+    "recipes": ("sfumato.recipes", "RECIPES"),
+    "samplers": ("sfumato.samplers", "SAMPLERS"),
+    "sources": ("sfumato.data", "SOURCES"),
+}
+
+
 class _Names(dict[str, str]):
-    """Names of parts by kind, each looked up when it is first asked for."""
+    """The names that a registry holds, looked up when they are first asked for."""
 
     def __missing__(self, kind: str) -> str:
-        names: Iterable[str]
-        if kind == "samplers":
-            from sfumato.samplers import SAMPLERS as names
-        elif kind == "networks":
-            from sfumato.denoisers import NETWORKS as names
-        elif kind == "presets":
-            from sfumato.training import PRESETS as names
-        elif kind == "recipes":
-            from sfumato.recipes import RECIPES as names
-        elif kind == "sources":
-            from sfumato.data import SOURCES as names
-        elif kind == "features":
-            from sfumato.metrics import FEATURES as names
-        elif kind == "settings":
-            from dataclasses import fields
-
-            from sfumato.config import Config
-
-            names = [f.name for f in fields(Config) if f.name != "options"]
-        else:
-            raise KeyError(kind)
-        return ", ".join(names)
+        module, name = _REGISTRIES[kind]
+        return ", ".join(getattr(importlib.import_module(module), name))
 
 
 # -- streams ----------------------------------------------------------------------------------------------------------
@@ -157,56 +129,3 @@ def counting(text: str) -> Iterator[Any]:
 
 class Interrupted(Exception):
     """Ctrl-C, with a sentence about what was kept."""
-
-
-# -- options ----------------------------------------------------------------------------------------------------------
-
-
-def read_size(text: str | None) -> int | tuple[int, int] | None:
-    """``64`` or ``WIDTHxHEIGHT`` as a side or (H, W)."""
-    if text is None:
-        return None
-    parts = text.lower().split("x")
-    if len(parts) > 2 or not all(part.strip().isdecimal() for part in parts):
-        raise InputError(
-            f"--size {text!r} cannot be read: give a side in pixels such as 64, or WIDTHxHEIGHT such as 64x48"
-        )
-    return int(parts[0]) if len(parts) == 1 else (int(parts[1]), int(parts[0]))
-
-
-def read_settings(pairs: Sequence[str]) -> dict[str, str]:
-    """``key=value`` texts as a dictionary."""
-    settings: dict[str, str] = {}
-    for pair in pairs:
-        key, equals, value = pair.partition("=")
-        if not equals or not key.strip():
-            raise InputError(f"--set {pair!r} is not of the form key=value: give for example --set batch=64")
-        if key.strip() in settings:
-            raise InputError(f"--set {key.strip()} is given twice: give it once")
-        settings[key.strip()] = value.strip()
-    return settings
-
-
-def load_images(source: str, size: int | tuple[int, int] | None, fit: str, split: str = "train") -> ImageSet:
-    """The images, with a bar on a terminal while they are decoded."""
-    from sfumato.data import load
-
-    with counting(f"reading {source}") as progress:
-        return load(source, split=split, size=size, fit=fit, progress=progress)
-
-
-def check_output(path: Path, suffixes: Sequence[str]) -> None:
-    """Refuse what cannot be written before any work is done for it."""
-    if path.suffix.lower() not in suffixes:
-        raise InputError(f"-o {str(path)!r} must end in {' or '.join(suffixes)}: give such a name")
-    if path.is_dir():
-        raise InputError(f"-o {str(path)!r} is a folder: give the name of a file")
-    if not path.parent.is_dir():
-        raise InputError(f"-o {str(path)!r}: there is no folder {str(path.parent)!r}: make it, or write elsewhere")
-
-
-def check_folder(path: Path, option: str = "-o") -> None:
-    """Refuse a folder that is, or lies below, a file."""
-    nearest = next(p for p in (path, *path.parents) if p.exists())
-    if not nearest.is_dir():
-        raise InputError(f"{option} {str(path)!r}: {str(nearest)!r} is a file, not a folder: give another name")

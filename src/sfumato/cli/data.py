@@ -4,14 +4,15 @@ from __future__ import annotations
 
 import warnings
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
-from sfumato.cli.console import FitOption, JsonOption, SizeOption, Verb, check_output, counting, read_size, show
+from sfumato.cli.console import counting, show
+from sfumato.cli.options import Fitting, JsonOption, argument, check_file, option, register
+from sfumato.cli.pictures import PICTURES
 
 app = typer.Typer(help="Look at data before training on it.", add_completion=False, pretty_exceptions_enable=False)
-PICTURES = (".png", ".jpg", ".jpeg", ".webp")
 
 
 @app.callback()
@@ -19,35 +20,36 @@ def root() -> None:
     """Look at data before training on it."""
 
 
-@app.command("check", cls=Verb)
 def check(
     source: Annotated[
         str,
-        typer.Argument(
-            metavar="SRC",
-            help="One of {sources}; or a folder (with a sub-folder a class, or with captions: metadata.jsonl, "
+        argument(
+            "SRC",
+            "Data set: one of {sources}; a folder (with a sub-folder a class, or with captions: metadata.jsonl, "
             "metadata.csv or a .txt beside each image), an .npz file, or hf:owner/name.",
-            show_default=False,
         ),
     ],
-    output: Annotated[
-        Path | None, typer.Option("-o", "--output", help="Also write a preview picture.", show_default=False)
+    out: Annotated[
+        Path | None, option("-o", "--out", metavar="FILE", help="Output: a preview picture. Default: none.")
     ] = None,
-    size: SizeOption = None,
-    fit: FitOption = "crop",
-    as_json: JsonOption = False,
+    *,
+    fitting: Fitting,
+    json: JsonOption = False,
 ) -> None:
-    """Count images, sizes, classes and captions, and list what cannot be read and why."""
-    pixels = read_size(size)
-    if output is not None:
-        check_output(output, PICTURES)
+    """Check a data set: count images, sizes, classes and captions, and list what cannot be read and why."""
+    how: dict[str, Any] = {"size": fitting.pixels, "fit": fitting.fit}
+    if out is not None:
+        check_file(out, PICTURES)
     from sfumato import data
     from sfumato.core import pictures
 
     with counting(f"reading {source}") as progress, warnings.catch_warnings():
         warnings.simplefilter("ignore", UserWarning)  # the report says it better
-        report = data.check(source, size=pixels, fit=fit, progress=progress)
-        if output is not None:
-            pictures.save(data.preview(source, size=pixels, fit=fit), output)
-    lines = report.lines() + ([f"preview: {output}"] if output else [])
-    show(lines, report.to_json() | {"preview": str(output) if output else None}, as_json)
+        report = data.check(source, **how, progress=progress)
+        if out is not None:
+            pictures.save(data.preview(source, **how), out)
+    lines = report.lines() + ([f"preview: {out}"] if out else [])
+    show(lines, report.to_json() | {"preview": str(out) if out else None}, json)
+
+
+register(app, "check", check)

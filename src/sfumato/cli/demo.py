@@ -10,7 +10,8 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from sfumato.cli.console import DeviceOption, Interrupted, JsonOption, check_folder, say, show, waiting
+from sfumato.cli.console import Interrupted, say, show, waiting
+from sfumato.cli.options import DeviceOption, JsonOption, check_folder
 from sfumato.cli.train import TrainingDisplay, clock
 
 if TYPE_CHECKING:
@@ -34,7 +35,7 @@ def demo(
     as_json: JsonOption = False,
 ) -> None:
     """Train a small diffusion model and a classifier on images of clothes, and show every part of the lecture on one HTML page."""
-    check_folder(out, "--out")
+    check_folder(out)
     began = time.perf_counter()
     root = context.find_root()
     verbs = frozenset(root.command.list_commands(root))  # type: ignore[attr-defined]

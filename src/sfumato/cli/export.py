@@ -5,28 +5,26 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Annotated
 
-import typer
-
-from sfumato.cli.console import JsonOption, ModelArgument, check_folder, show
+from sfumato.cli.console import show
+from sfumato.cli.options import JsonOption, ModelArgument, check_folder, option
+from sfumato.core.errors import InputError
 
 
 def export(
     model: ModelArgument,
-    output: Annotated[str, typer.Option("-o", "--output", help="A new folder.")],
-    as_json: JsonOption = False,
+    out: Annotated[Path, option("-o", "--out", metavar="FOLDER", help="Output folder, a new one.")],
+    json: JsonOption = False,
 ) -> None:
-    """Write a copy of a model to share: the weights alone, in 16 bits, half as large."""
-    target = Path(output)
-    check_folder(target)
+    """Export a model to share: the weights alone (safetensors), in float16, half as large."""
+    check_folder(out)
     from sfumato.core.checkpoint import MODEL
-    from sfumato.core.errors import InputError
     from sfumato.generator import Generator
 
-    if (target / MODEL).exists():
-        raise InputError(f"-o {output!r} holds a model already: give a new folder")
+    if (out / MODEL).exists():
+        raise InputError(f"-o {str(out)!r} holds a model already: give a new folder")
     generator = Generator.from_pretrained(model, "cpu")
-    generator.save(target, half=True)
-    size = (target / MODEL).stat().st_size
+    generator.save(out, half=True)
+    size = (out / MODEL).stat().st_size
     parameters = sum(p.numel() for p in generator.denoiser.parameters())
-    lines = [f"{output}: {parameters / 1e6:.1f} million parameters, {size / 1e6:.1f} MB"]
-    show(lines, {"output": output, "parameters": parameters, "bytes": size}, as_json)
+    lines = [f"{out}: {parameters / 1e6:.1f} million parameters, {size / 1e6:.1f} MB"]
+    show(lines, {"out": str(out), "parameters": parameters, "bytes": size}, json)

@@ -7,25 +7,21 @@ from contextlib import closing
 from pathlib import Path
 from typing import Annotated, Any
 
-import typer
-
-from sfumato.cli.attack import ClassifierArgument, read_eps
 from sfumato.cli.classifier import ClassifierDisplay, EpochsOption, MinutesOption
-from sfumato.cli.console import (
+from sfumato.cli.console import Interrupted, counting, say, show, waiting
+from sfumato.cli.options import (
+    ClassifierArgument,
+    Common,
     DataOption,
-    DeviceOption,
+    EpsOption,
     FitOption,
-    Interrupted,
-    JsonOption,
-    SeedOption,
+    OutFolder,
+    check_count,
     check_folder,
-    counting,
     load_images,
-    say,
-    show,
-    waiting,
+    option,
+    read_eps,
 )
-from sfumato.core.errors import InputError
 
 IMAGES = 500
 
@@ -33,45 +29,40 @@ IMAGES = 500
 def harden(
     classifier: ClassifierArgument,
     data: DataOption,
-    out: Annotated[
-        str, typer.Option("--out", help="The hardened classifier's folder; if it holds this hardening already, it goes on.")
-    ],
+    out: OutFolder,
     method: Annotated[
         str,
-        typer.Option(
+        option(
             "--method",
-            help="trades, pgd (adversarial training), fast (the same with one step, and a guard); for certify, with --eps its "
-            "--sigma: noise, or denoised (by --generator).",
+            help="Adversarial training: trades, pgd or fast (one step, with a guard); or for certify, with --eps its --sigma: "
+            "noise (augmentation) or denoised (by --generator).",
         ),
     ] = "trades",
-    norm: Annotated[str, typer.Option("--norm", help="Linf or L2.")] = "Linf",
-    eps: Annotated[
-        str, typer.Option("--eps", help="Size of the perturbations to stand, of pixels in [0, 1]: 8/255 or 0.1.")
-    ] = "8/255",
+    norm: Annotated[str, option("--norm", help="Norm of the perturbation: Linf or L2.")] = "Linf",
+    eps: EpsOption = "8/255",
     generator: Annotated[
         str | None,
-        typer.Option(
+        option(
             "--generator",
             metavar="MODEL",
-            help="Mix its images in, those that CLF takes for their label; method denoised: its denoiser. A run folder, a "
-            "model.safetensors, or hf:owner/name.",
-            show_default=False,
+            help="Diffusion model whose samples are mixed in, those that CLF takes for their label; with method denoised "
+            "its denoiser. Default: none.",
         ),
     ] = None,
-    share: Annotated[float, typer.Option("--share", help="Of each batch, how much is generated.")] = 0.3,
+    share: Annotated[float, option("--share", help="Share of each batch that is generated.")] = 0.3,
     minutes: MinutesOption = None,
     epochs: EpochsOption = None,
     fit: FitOption = "crop",
-    count: Annotated[int, typer.Option("-n", "--count", help="How many test images to measure on, before and after.")] = IMAGES,
-    seed: SeedOption = 0,
-    device: DeviceOption = "auto",
-    as_json: JsonOption = False,
-) -> None:  # fmt: skip
-    """Train a classifier on, so that small perturbations no longer fool it. The same command again goes on where it stopped."""
-    radius = read_eps(eps)
-    if count < 1:
-        raise InputError(f"-n {count}: give 1 or more images to measure on")
-    check_folder(Path(out), "--out")
+    count: Annotated[
+        int, option("-n", "--count", help="Number of test images to measure on, before and after.")
+    ] = IMAGES,
+    *,
+    common: Common,
+) -> None:
+    """Adversarial training: train a classifier further, on adversarial examples of it. Re-run the command to resume."""
+    radius, seed, device = read_eps(eps), common.seed, common.device
+    check_count(count)
+    check_folder(out)
     from sfumato.classifiers import find_classifier, load_classifier, read_description
     from sfumato.classifiers.training import Budget
     from sfumato.defences.hardening.adversarial_training import METHODS, Threat
@@ -99,32 +90,32 @@ def harden(
                 if last.remark:
                     say(last.remark)
     except KeyboardInterrupt:
-        raise Interrupted("stopped: the same command goes on from there") from None
+        raise Interrupted("stopped: re-run the command to resume") from None
     after = load_classifier(out, device)
     x, y = _tested(before, data, fit, count)
     with counting("measuring") as progress:
         first = smoothness(before, x, y, norm=norm, eps=radius, seed=seed, progress=progress)
         second = smoothness(after, x, y, norm=norm, eps=radius, seed=seed, progress=progress)
-    names = (_name(classifier), _name(out))
+    names = (_name(classifier), _name(str(out)))
     with waiting("drawing the boundaries"):
         views = picture(before, after, x, y, norm=norm, eps=radius, names=names, seed=seed)
     described = read_description(out)
     own = ["--data", data, *(["--fit", fit] if fit != "crop" else [])]
-    follow = _follow(classifier, out, own, ["--norm", norm, "--eps", eps], described["training"], generator)
+    follow = _follow(classifier, str(out), own, ["--norm", norm, "--eps", eps], described["training"], generator)
     found = report(
-        first, second, classifier=classifier, hardened=out, data=data, norm=norm, eps=radius, images=len(x), seed=seed,
+        first, second, classifier=classifier, hardened=str(out), data=data, norm=norm, eps=radius, images=len(x), seed=seed,
         training=described["training"], test=described["test"],
         boundary=views if isinstance(views, str) else [f"{panel.title}: {panel.caption}" for panel in views.panels],
     )  # fmt: skip
-    save_report(Path(out), found, views)
-    lines = [_line(out, described["training"], last is None, str(budget)), *_mixed(described["training"]), ""]
+    save_report(out, found, views)
+    lines = [_line(str(out), described["training"], last is None, str(budget)), *_mixed(described["training"]), ""]
     lines += table(first, second, norm, radius)
     if isinstance(views, str):
         say(f"there is no picture of the boundaries: {views}")
     else:
-        lines += ["", f"picture: {Path(out) / PICTURE}"]
+        lines += ["", f"picture: {out / PICTURE}"]
     lines += [f"next: {follow[0]}", f"then: {follow[1]}"]
-    show(lines, {**found, "done_before": last is None, "next": follow}, as_json)
+    show(lines, {**found, "done_before": last is None, "next": follow}, common.json)
 
 
 def _tested(classifier: Any, data: str, fit: str, count: int) -> Any:
@@ -142,7 +133,7 @@ def _follow(
     classifier: str, out: str, data: list[str], threat: list[str], training: dict[str, Any], generator: str | None
 ) -> list[str]:
     """The commands that tell what hardening was worth: two audits, or two certifications of what was trained with noise."""
-    names = (_name(classifier), _name(out))
+    names = (_name(classifier), _name(str(out)))
     if "noise" not in training:
         how = [*data, *threat]
         more: list[list[str]] = [[], ["--baseline", f"{names[0]}-report/report.json"]]

@@ -18,39 +18,58 @@ from sfumato.cli import (
     classify,
     data,
     demo,
+    edit,
     evaluate,
     export,
+    film,
     harden,
     purify,
     sample,
     score,
     train,
+    vary,
 )
-from sfumato.cli.console import Interrupted, Verb, say
+from sfumato.cli.console import Interrupted, TrainVerb, say
+from sfumato.cli.options import register
 from sfumato.core.errors import InputError
 
 DONE, BAD_INPUT, INTERRUPTED = 0, 2, 130
+MOVED = {
+    "--film": "'sfumato film MODEL'",
+    "--init": "'sfumato edit MODEL IMAGE'",
+    "--output": "-o or --out",
+    "--told": "--conditional",
+    "--variations": "'sfumato vary MODEL IMAGE'",
+    "--whole": "--no-early-stop",
+}  # options of former versions, and what does their work now
 
 app = typer.Typer(
     name="sfumato",
-    help="Train a small image generator from scratch, by labels or texts, and sample from it; attack image classifiers and audit them.",
+    help="Train diffusion models from scratch, by class labels or text, sample and edit; attack, audit, harden and certify image classifiers.",
     epilog="Exit status: 0 done, 1 a check that was asked for failed, 2 bad input or usage, 130 interrupted. Start with: sfumato demo",
     add_completion=False,
     pretty_exceptions_enable=False,
 )
-app.command("demo", cls=Verb)(demo.demo)
-app.command("train", cls=Verb)(train.train)
-app.command("sample", cls=Verb)(sample.sample)
-app.command("evaluate", cls=Verb)(evaluate.evaluate)
-app.command("score", cls=Verb)(score.score)
-app.command("classify", cls=Verb)(classify.classify)
-app.command("export", cls=Verb)(export.export)
-app.command("attack", cls=attack.AttackVerb)(attack.attack)
-app.command("audit", cls=Verb)(audit.audit)
-app.command("boundary", cls=Verb)(boundary.boundary)
-app.command("certify", cls=Verb)(certify.certify)
-app.command("purify", cls=Verb)(purify.purify)
-app.command("harden", cls=Verb)(harden.harden)
+register(app, "demo", demo.demo)
+register(app, "train", train.train, TrainVerb)
+for module in (
+    sample,
+    film,
+    edit,
+    vary,
+    evaluate,
+    score,
+    classify,
+    export,
+    attack,
+    audit,
+    boundary,
+    certify,
+    purify,
+    harden,
+):
+    name = module.__name__.rpartition(".")[2]
+    register(app, name, getattr(module, name))
 app.add_typer(classifier.app, name="classifier")
 app.add_typer(data.app, name="data")
 
@@ -112,6 +131,8 @@ def _warn(message: Warning | str, category: type[Warning], *_: Any, **__: Any) -
 
 def _usage(error: Any) -> str:
     """The parser's complaint, and where to look."""
+    if (now := MOVED.get(getattr(error, "option_name", ""))) is not None:
+        return f"there is no option {error.option_name}: use {now}"
     text = error.format_message().strip().rstrip(".")
     context = getattr(error, "ctx", None)
     return f"{text[:1].lower()}{text[1:]}: see '{context.command_path if context else 'sfumato'} --help'"

@@ -9,9 +9,12 @@ from typing import TYPE_CHECKING
 from sfumato.core.errors import InputError
 
 if TYPE_CHECKING:
+    import numpy as np
     from torch import Tensor
 
     from sfumato.ladder import Ladder
+
+PICTURES = (".png", ".jpg", ".jpeg", ".webp")
 
 _MODES = {1: "L", 3: "RGB", 4: "RGBA"}
 
@@ -70,3 +73,12 @@ def read_picture(path: Path, ladder: Ladder, fit: str | None = None) -> Tensor:
                          "on images in colour")  # fmt: skip
     array = fit_image(image.convert(_MODES[ladder.channels]), ladder.size, fit or "crop")  # (H, W, C)
     return torch.from_numpy(array.copy()).permute(2, 0, 1).float() / 255
+
+
+def save_array(image: np.ndarray, path: Path) -> None:
+    """One (H, W, C) uint8 image as a picture file."""
+    from PIL import Image
+
+    from sfumato.core.pictures import save
+
+    save(Image.fromarray(image[..., 0] if image.shape[-1] == 1 else image), path)

@@ -6,10 +6,9 @@ import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
-import typer
-
-from sfumato.cli.console import DeviceOption, JsonOption, ModelArgument, SeedOption, check_folder, counting, show
-from sfumato.cli.pictures import picture_files, read_picture
+from sfumato.cli.console import counting, show
+from sfumato.cli.options import Common, ModelArgument, OutFolder, argument, check_folder, option
+from sfumato.cli.pictures import picture_files, read_picture, save_array
 from sfumato.core.errors import InputError
 
 if TYPE_CHECKING:
@@ -19,56 +18,42 @@ if TYPE_CHECKING:
 
 def purify(
     model: ModelArgument,
-    images: Annotated[
-        list[Path], typer.Argument(metavar="IMAGES...", help="Picture files, or folders of them.", show_default=False)
-    ],
-    out: Annotated[Path, typer.Option("-o", "--out", help="Folder for the pictures, a .png for each.")],
+    images: Annotated[list[Path], argument("IMAGES...", "Image files to purify, or folders of them.")],
+    out: OutFolder,
     sigma: Annotated[
-        float | None,
-        typer.Option(
-            "--sigma", help="Standard deviation of the noise, of pixels in [0, 1]. Default: 0.3.", show_default=False
-        ),
+        float | None, option("--sigma", help="Noise level: standard deviation, of pixels in [0, 1]. Default: 0.3.")
     ] = None,
-    steps: Annotated[
-        int | None, typer.Option("--steps", help="Steps on the way up. Default: 2, or one a stage.", show_default=False)
-    ] = None,
-    sampler: Annotated[str, typer.Option("--sampler", help="One of {samplers}, but for mean.")] = "euler",
-    seed: SeedOption = 0,
-    device: DeviceOption = "auto",
-    as_json: JsonOption = False,
+    steps: Annotated[int | None, option("--steps", help="Denoising steps. Default: 2, or one a stage.")] = None,
+    sampler: Annotated[str, option("--sampler", help="Sampler: one of {samplers}, but for mean.")] = "euler",
+    *,
+    common: Common,
 ) -> None:
-    """Wash small perturbations out of images: noise them, and let a generator denoise them. No promise: see audit --purify."""
+    """Diffusion purification: noise images and denoise them again. No guarantee: measure it with audit --purify."""
     check_folder(out)
     images = picture_files(images)
     files = targets(images, out)
     import torch
-    from PIL import Image
 
-    from sfumato.core import pictures
     from sfumato.core.files import make_folder
+    from sfumato.core.pictures import to_bytes
     from sfumato.defences import purify as run
     from sfumato.generator import Generator
 
-    generator = Generator.from_pretrained(model, device)
+    generator = Generator.from_pretrained(model, common.device)
     purifier = purifier_of(generator, sigma, steps, sampler)
-    x = torch.stack(
-        [read_picture(path, generator.ladder) for path in images]
-    )  # all of them, before anything is written
+    x = torch.stack([read_picture(path, generator.ladder) for path in images])  # all, before anything is written
     began = time.perf_counter()
     with counting("purifying") as progress:
-        clean = run(purifier, x, seed=seed, progress=progress)
+        clean = run(purifier, x, seed=common.seed, progress=progress)
     seconds = (time.perf_counter() - began) / len(x)
     make_folder(out)
     for file, pixels in zip(files, clean, strict=True):
-        array = pictures.to_bytes(pixels[None])[0]  # (H, W, C)
-        pictures.save(Image.fromarray(array[..., 0] if array.shape[-1] == 1 else array), file)
+        save_array(to_bytes(pixels[None])[0], file)
     rows = [{"image": str(path), "out": str(file)} for path, file in zip(images, files, strict=True)]
-    result: dict[str, Any] = {
-        "model": model, "sigma": purifier.sigma, "steps": purifier.steps, "sampler": sampler, "seed": seed, "images": rows,
-        "seconds_an_image": seconds, "out": str(out),
-    }  # fmt: skip
+    how: dict[str, Any] = {"sigma": purifier.sigma, "steps": purifier.steps, "sampler": sampler, "seed": common.seed}
+    result = {"model": model, **how, "images": rows, "seconds_an_image": seconds, "out": str(out)}
     count = f"{len(rows)} image{'s' if len(rows) > 1 else ''}"
-    show([f"{count} purified ({purifier}, {seconds:.2g} s an image): {out}"], result, as_json)
+    show([f"{count} purified ({purifier}, {seconds:.2g} s an image): {out}"], result, common.json)
 
 
 def purifier_of(generator: Generator, sigma: float | None, steps: int | None, sampler: str = "euler") -> Purifier:

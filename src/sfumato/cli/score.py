@@ -6,20 +6,17 @@ import json
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
-import typer
-
-from sfumato.cli.console import (
+from sfumato.cli.console import counting, show, waiting
+from sfumato.cli.options import (
+    Common,
     DataOption,
-    DeviceOption,
     FitOption,
-    JsonOption,
     ModelArgument,
-    SeedOption,
+    SomeOutFolder,
+    check_count,
     check_folder,
-    counting,
-    load_images,
-    show,
-    waiting,
+    load_random,
+    option,
 )
 from sfumato.core.errors import InputError
 
@@ -27,7 +24,6 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from sfumato.data import ImageSet
-    from sfumato.generator import Generator
     from sfumato.likelihood import Score
 
 EXTREMES = 8  # images shown of each end
@@ -37,102 +33,89 @@ PICTURE, FIGURE, NUMBERS, ARRAYS = "extremes.png", "integration.png", "scores.js
 def score(
     model: ModelArgument,
     data: DataOption,
-    count: Annotated[int, typer.Option("-n", "--count", help="How many test images, drawn at random.")] = 500,
+    count: Annotated[int, option("-n", "--count", help="Number of test images, drawn at random.")] = 500,
     method: Annotated[
         str,
-        typer.Option(
-            "--method", help="bound (of the ladder), ode (exact, slow), or integral (plain Monte Carlo, hopeless)."
+        option(
+            "--method",
+            help="Likelihood estimate: bound (the variational bound of the ladder), ode (probability flow, exact, slow), or "
+            "integral (plain Monte Carlo, hopeless).",
         ),
     ] = "bound",
     draws: Annotated[
         int | None,
-        typer.Option(
-            "--draws",
-            help="Noise levels an image; of ode, steps; of integral, samples. Default: 32, 40, 1000.",
-            show_default=False,
-        ),
+        option("--draws", help="Noise levels an image; of ode, steps; of integral, samples. Default: 32, 40, 1000."),
     ] = None,
-    told: Annotated[
-        bool, typer.Option("--told", help="Tell the model the label or caption of each image; else nothing.")
+    conditional: Annotated[
+        bool, option("--conditional", help="Conditional likelihood: given the label or caption of each image.")
     ] = False,
     against: Annotated[
         str | None,
-        typer.Option("--against", metavar="SRC", help="Foreign images: how well the score tells them (AUROC)."),
+        option(
+            "--against",
+            metavar="SRC",
+            help="Out-of-distribution images: how well the score detects them (AUROC). Default: none.",
+        ),
     ] = None,
-    output: Annotated[
-        Path | None,
-        typer.Option("-o", "--output", help="Folder for numbers and pictures.", show_default=False),
-    ] = None,
+    out: SomeOutFolder = None,
     fit: FitOption = "crop",
-    seed: SeedOption = 0,
-    device: DeviceOption = "auto",
-    as_json: JsonOption = False,
+    *,
+    common: Common,
 ) -> None:
-    """How likely images are under a model, in bits per dimension: low is likely, high is foreign or busy."""
-    if count < 1:
-        raise InputError(f"-n {count} scores nothing: give 1 or more")
-    if output is not None:
-        check_folder(output)
+    """Likelihood of images under a diffusion model, in bits per dimension, and out-of-distribution detection by it."""
+    check_count(count)
+    check_folder(out)
+    from sfumato.core.files import make_folder
+    from sfumato.core.pictures import save
     from sfumato.generator import Generator
-    from sfumato.likelihood import METHODS
+    from sfumato.likelihood import METHODS, integration_figure
     from sfumato.likelihood import score as score_images
 
     METHODS.find(method)
-    generator = Generator.from_pretrained(model, device)
-    sets = [
-        some_images(generator, source, fit, count, seed) for source in ([data] if against is None else [data, against])
-    ]
-    how: dict[str, Any] = {"method": method, "draws": draws, "seed": seed}
+    generator = Generator.from_pretrained(model, common.device)
+    sources = [data] if against is None else [data, against]
+    sets = [load_random(generator.ladder, source, fit, count, common.seed) for source in sources]
+    how: dict[str, Any] = {"method": method, "draws": draws, "seed": common.seed}
     scores, pixels = [], []
     for images in sets:
-        what = _told(images, images is sets[0]) if told else {}
+        given = _conditions(images, images is sets[0]) if conditional else {}
         pixels.append(images.pixels(slice(0, len(images))))
         with counting(f"scoring {images.name}") as progress:
-            scores.append(score_images(generator, pixels[-1], progress=progress, **how, **what))
-    result = {"model": model, "data": data, "told": told, "seed": seed, **scores[0].to_json()}
-    lines = _lines(sets[0], scores[0], told)
+            scores.append(score_images(generator, pixels[-1], progress=progress, **how, **given))
+    result = {"model": model, "data": data, "conditional": conditional, "seed": common.seed, **scores[0].to_json()}
+    lines = _lines(sets[0], scores[0], conditional)
     if against is not None:
-        result["against"], more = _foreign(against, scores, pixels)
+        result["against"], more = _detection(against, scores, pixels)
         lines += more
-    if output is not None:
-        lines += _write(output, generator, scores, pixels, result, method == "integral", seed)
-    show(lines, result, as_json)
+    if out is not None:
+        if method == "integral":
+            with waiting("drawing the three estimates"):
+                figure, result["integration"] = integration_figure(generator, pixels[0], seed=common.seed)
+            make_folder(out)
+            save(figure, out / FIGURE)
+        lines += _write(out, scores, pixels[0], result)
+    show(lines, result, common.json)
 
 
-def some_images(generator: Generator, source: str, fit: str, count: int, seed: int) -> ImageSet:
-    """``count`` test images of a source at random, at the model's size; InputError where they cannot be the model's."""
-    import numpy as np
-
-    from sfumato.metrics.features import subset
-
-    images = load_images(source, generator.ladder.size, fit, "test")
-    if images.channels != generator.ladder.channels:
-        raise InputError(
-            f"{source} has {images.channels} channels, the model {generator.ladder.channels}: give data like the model's"
-        )
-    rows = np.sort(np.random.default_rng(seed).permutation(len(images))[:count])
-    return subset(images, rows)
-
-
-def _told(images: ImageSet, own: bool) -> dict[str, Any]:
+def _conditions(images: ImageSet, own: bool) -> dict[str, Any]:
     """The label or caption of each image."""
     if not own:
-        raise InputError("--told goes with --data alone: of foreign images (--against) the model knows no labels")
+        raise InputError("--conditional goes with --data alone: images of --against have no labels of the model's")
     if images.captions is not None:
         return {"prompt": [texts[0] for texts in images.captions]}
     if images.labels is None:
-        raise InputError(f"--told was given, but {images.name} has neither labels nor captions: leave it out")
+        raise InputError(f"--conditional was given, but {images.name} has neither labels nor captions: leave it out")
     return {"label": [images.classes[label] for label in images.labels]}
 
 
-def _lines(images: ImageSet, score: Score, told: bool) -> list[str]:
+def _lines(images: ImageSet, score: Score, conditional: bool) -> list[str]:
     low, high = float(score.bits.min()), float(score.bits.max())
     draws = float(score.error.mean())
     spread = f" (an image's own error {draws:.3f})" if draws == draws else ""
     lines = [
         f"{images.name} {images.split}: {score.mean:.3f} bits/dim, standard error {score.mean_error:.3f}, "
         f"{len(score.bits)} images from {low:.2f} to {high:.2f}{spread}",
-        f"method {score.method}, {'told its label or caption' if told else 'told nothing'}, "
+        f"method {score.method}, {'given the label or caption' if conditional else 'unconditional'}, "
         f"{score.evaluations:,.0f} network evaluations an image",
     ]
     if score.parts:
@@ -144,8 +127,8 @@ def _lines(images: ImageSet, score: Score, told: bool) -> list[str]:
     return lines
 
 
-def _foreign(against: str, scores: list[Score], pixels: list[Tensor]) -> tuple[dict[str, Any], list[str]]:
-    """How well foreign images are told: by their bits, and by their bits beyond what PNG needs."""
+def _detection(against: str, scores: list[Score], pixels: list[Tensor]) -> tuple[dict[str, Any], list[str]]:
+    """Out-of-distribution detection: by the bits, and by the bits beyond what PNG needs."""
     from sfumato.likelihood import auroc, png_bits
 
     inside, outside = (score.bits for score in scores)
@@ -153,38 +136,30 @@ def _foreign(against: str, scores: list[Score], pixels: list[Tensor]) -> tuple[d
     corrected = auroc(inside - png_bits(pixels[0]), outside - png_bits(pixels[1]))
     lines = [
         f"{against}: {scores[1].mean:.3f} bits/dim, standard error {scores[1].mean_error:.3f}, {len(outside)} images",
-        f"told by their bits: AUROC {plain}",
-        f"told by their bits less those of a PNG file: AUROC {corrected}",
+        f"detected by their bits: AUROC {plain}",
+        f"detected by their bits less those of a PNG file: AUROC {corrected}",
     ]
     if plain.high < 0.5:
         lines.append(
-            "simple foreign images are likelier than the model's own, as for all such models: go by the second"
+            "simple out-of-distribution images are likelier than the model's own, as for all such models: go by the second"
         )
     found = {"data": against, **scores[1].to_json(), "bits": plain.to_json(), "bits_less_png": corrected.to_json()}
     return found, lines
 
 
-def _write(
-    folder: Path,
-    generator: Generator,
-    scores: list[Score],
-    pixels: list[Tensor],
-    result: dict[str, Any],
-    figure: bool,
-    seed: int,
-) -> list[str]:
+def _write(folder: Path, scores: list[Score], pixels: Tensor, result: dict[str, Any]) -> list[str]:
+    """The numbers of all images, and a picture of those with the fewest and the most bits."""
     import numpy as np
     import torch
 
     from sfumato.core import pictures
     from sfumato.core.files import atomic, atomic_write, finite, make_folder
-    from sfumato.likelihood import integration_figure
 
     make_folder(folder)
     order = scores[0].bits.argsort()
     shown = min(EXTREMES, len(order))
     ends = torch.cat([order[:shown], order[-shown:]])
-    rows = pictures.named_rows(pictures.grid(pixels[0][ends], columns=shown), ["fewest bits", "most bits"])
+    rows = pictures.named_rows(pictures.grid(pixels[ends], columns=shown), ["fewest bits", "most bits"])
     pictures.save(rows, folder / PICTURE)
     arrays = {"bits": scores[0].bits.numpy(), "error": scores[0].error.numpy()}
     arrays |= {f"part: {name}": part.numpy() for name, part in scores[0].parts.items()}
@@ -192,11 +167,6 @@ def _write(
         arrays |= {"against_bits": scores[1].bits.numpy(), "against_error": scores[1].error.numpy()}
     with atomic(folder / ARRAYS) as beside:
         np.savez_compressed(beside, **arrays)  # type: ignore[arg-type]
-    lines = ["", f"fewest and most bits: {folder / PICTURE}; of every image: {folder / ARRAYS}"]
-    if figure:
-        with waiting("drawing the three estimates"):
-            picture, result["integration"] = integration_figure(generator, pixels[0], seed=seed)
-        pictures.save(picture, folder / FIGURE)
-        lines.append(f"the integral beside bound and ODE: {folder / FIGURE}")
     atomic_write(folder / NUMBERS, json.dumps(finite(result), indent=2) + "\n")
-    return lines
+    lines = ["", f"fewest and most bits: {folder / PICTURE}; of every image: {folder / ARRAYS}"]
+    return [*lines, f"the integral beside bound and ODE: {folder / FIGURE}"] if "integration" in result else lines

@@ -8,69 +8,50 @@ from contextlib import closing
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
-import typer
-
-from sfumato.cli.console import (
+from sfumato.cli.console import Interrupted, counting, say, show, stderr
+from sfumato.cli.options import (
+    Common,
     DataOption,
-    DeviceOption,
-    FitOption,
-    Interrupted,
-    JsonOption,
-    SeedOption,
-    SizeOption,
+    Fitting,
+    OutFolder,
+    SetOption,
     check_folder,
-    counting,
     load_images,
+    option,
     read_settings,
-    read_size,
-    say,
-    show,
-    stderr,
 )
 
 if TYPE_CHECKING:
     from sfumato.training import Progress
 
+MinutesOption = Annotated[float | None, option("--minutes", help="Training budget in minutes. Default: 15.")]
 LINE_SECONDS = 10.0  # between two lines where there is no terminal
 
 
 def train(
     data: DataOption,
-    out: Annotated[str, typer.Option("--out", help="The run folder; if it holds this run already, it goes on.")],
-    minutes: Annotated[
-        float | None, typer.Option("--minutes", help="Budget in minutes. Default: 15.", show_default=False)
+    out: OutFolder,
+    minutes: MinutesOption = None,
+    images: Annotated[int | None, option("--images", help="Training budget in images. Default: --minutes.")] = None,
+    steps: Annotated[
+        int | None, option("--steps", help="Training budget in optimiser steps. Default: --minutes.")
     ] = None,
-    images: Annotated[int | None, typer.Option("--images", help="Budget in images.", show_default=False)] = None,
-    steps: Annotated[int | None, typer.Option("--steps", help="Budget in steps.", show_default=False)] = None,
     preset: Annotated[
-        str | None, typer.Option("--preset", help="One of {presets}. Default: by the size of the images.")
+        str | None, option("--preset", help="Network size: one of {presets}. Default: by the size of the images.")
     ] = None,
     recipe: Annotated[
         str | None,
-        typer.Option(
-            "--recipe",
-            help="A whole system, put together from several parts: {recipes}. Default: one generator.",
-            show_default=False,
-        ),
+        option("--recipe", help="A published system of several models: {recipes}. Default: one diffusion model."),
     ] = None,
-    size: SizeOption = None,
-    fit: FitOption = "crop",
-    settings: Annotated[
-        list[str] | None,
-        typer.Option(
-            "--set",
-            metavar="KEY=VALUE",
-            help="Change a setting of the preset; as often as you like. Keys: {settings}; and the network's own (networks: {networks}).",
-        ),
-    ] = None,
-    device: DeviceOption = "auto",
-    seed: SeedOption = 0,
-    as_json: JsonOption = False,
+    *,
+    fitting: Fitting,
+    settings: SetOption = None,
+    common: Common,
 ) -> None:
-    """Train a generator on images, from scratch. The same command again goes on where it stopped."""
-    chosen = read_settings(settings or [])
-    pixels = read_size(size)
-    check_folder(Path(out), "--out")
+    """Train a diffusion model on images, from scratch. Re-run the command to resume."""
+    chosen = read_settings(settings)
+    pixels, fit, seed, device = fitting.pixels, fitting.fit, common.seed, common.device
+    check_folder(out)
     from sfumato.engine.budget import Budget
     from sfumato.recipes import RECIPES
     from sfumato.training import training_steps
@@ -95,15 +76,15 @@ def train(
                 display.update(last)
     except KeyboardInterrupt:
         kept = f"stopped after step {last.step}" if last else "stopped before the first step"
-        raise Interrupted(f"{kept}: the same command goes on from there") from None
+        raise Interrupted(f"{kept}: re-run the command to resume") from None
     told = f" --label {shlex.quote(dataset.classes[0])}" if dataset.classes else ""
     if dataset.captions is not None:
         told = f" --prompt {shlex.quote(dataset.captions[0][0])}"
-    follow = f"sfumato sample {shlex.quote(out)}{told} -n 16 -o samples.png"
-    show(_lines(out, str(budget), last, follow), _result(out, last, follow), as_json)
+    follow = f"sfumato sample {shlex.quote(str(out))}{told} -n 16 -o samples.png"
+    show(_lines(out, str(budget), last, follow), _result(out, last, follow), common.json)
 
 
-def _lines(out: str, budget: str, last: Progress | None, follow: str) -> list[str]:
+def _lines(out: Path, budget: str, last: Progress | None, follow: str) -> list[str]:
     if last is None:
         return [f"{out} has had its {budget} already: give a larger budget to train it further", f"next: {follow}"]
     lines = [
@@ -122,10 +103,10 @@ def _part(progress: Progress) -> str:
     return f"{name}: " if (name := getattr(progress, "part", "")) else ""
 
 
-def _result(out: str, last: Progress | None, follow: str) -> dict[str, Any]:
+def _result(out: Path, last: Progress | None, follow: str) -> dict[str, Any]:
     from dataclasses import asdict
 
-    return {"model": out, "done_before": last is None, **(asdict(last) if last else {}), "next": follow}
+    return {"model": str(out), "done_before": last is None, **(asdict(last) if last else {}), "next": follow}
 
 
 class TrainingDisplay:

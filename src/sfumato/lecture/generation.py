@@ -73,7 +73,7 @@ def down_and_up(subject: Subject) -> Section:
     caption = f"Rows, from the top: {', '.join(classes)}."
     shown.append(Picture(samples, f"{each} samples of each class", caption, name="samples"))
     train = f"sfumato train --data {subject.test.name} --minutes 15 --out runs/{subject.test.name}"
-    commands = (train, f"sfumato sample {shlex.quote(str(subject.run))} --film -o film.png")
+    commands = (train, f"sfumato film {shlex.quote(str(subject.run))} -o film.png")
     return Section(text=tuple(text), pictures=tuple(shown), commands=commands, numbers=numbers)
 
 

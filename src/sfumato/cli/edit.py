@@ -1,0 +1,50 @@
+"""``sfumato edit``."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+from sfumato.cli.console import counting, show
+from sfumato.cli.options import Common, Conditions, OutImages, Sampling, argument, option
+from sfumato.cli.request import check_images, images, request
+from sfumato.core.errors import InputError
+
+IMAGE = "Image to edit; before it a trained diffusion model. Default: the packaged one."
+STRENGTH = "SDEdit strength, 0 (the image itself) to 1 (pure noise). Default: 0.6; with a mask 1."
+
+
+def edit(
+    paths: Annotated[list[str], argument("[MODEL] IMAGE", IMAGE)],
+    out: OutImages = "edited.png",
+    count: Annotated[int, option("-n", "--count", help="Number of images.")] = 16,
+    strength: Annotated[float | None, option("--strength", help=STRENGTH)] = None,
+    mask: Annotated[
+        str | None, option("--mask", metavar="IMAGE", help="Inpainting mask: white is inpainted, black is kept.")
+    ] = None,
+    resample: Annotated[
+        int | None, option("--resample", help="Inpainting: RePaint's resampling, so many times. Default: 2.")
+    ] = None,
+    *,
+    conditions: Conditions,
+    sampling: Sampling,
+    common: Common,
+) -> None:
+    """Edit an image: image to image (SDEdit); inpainting, with --mask; super-resolution, of a small image as it is."""
+    if len(paths) > 2:
+        raise InputError(f"{len(paths)} names were given: give IMAGE, or MODEL IMAGE")
+    check_images(out)
+    *model, image = paths
+    asked = request(model[0] if model else None, count, conditions, sampling, common)
+    from sfumato import editing
+    from sfumato.generator import Generator
+
+    if not isinstance(asked.generator, Generator):
+        raise InputError("editing needs a model that is one ladder, and this is one of a recipe: give another model")
+    plan = editing.plan(asked.generator.ladder, image, strength, mask)
+    how = {**asked.condition, **asked.how, "resample": resample}
+    with counting(f"editing {image}") as progress:
+        pixels = editing.edit(asked.generator, plan, **how, progress=progress)
+    asked.write(out, pixels, asked.generator.classes if conditions.label else ())
+    kept = None if plan.kind == editing.SUPER_RESOLUTION else plan.strength
+    result = {"image": image, "mask": mask, "edit": plan.kind, "strength": kept}
+    show([f"{images(asked.count)}, {plan}: {out}"], {"out": out, **asked.result, **result}, common.json)
