@@ -186,7 +186,7 @@ def register(app: typer.Typer, name: str, verb: Callable[..., Any], kind: type[V
 
 def _spread(verb: Callable[..., Any]) -> Callable[..., Any]:
     hints = get_type_hints(verb, include_extras=True)
-    records: dict[str, type[Any]] = {name: kind for name, kind in hints.items() if is_dataclass(kind)}
+    records = {name: kind for name, kind in hints.items() if isinstance(kind, type) and is_dataclass(kind)}
     parameters = []
     for parameter in inspect.signature(verb).parameters.values():
         if parameter.name not in records:
