@@ -19,10 +19,7 @@ from helpers.commands import Command
 from helpers.documents import ROOT, blocks, commands, small
 from helpers.folders import write_captioned, write_images
 
-AWAITING = {"index", "train", "text-to-image", "edit"}  # commands that are being split: film, edit, vary
-PAGES = sorted(
-    page for page in (ROOT / "docs").rglob("*.md") if page.stem not in AWAITING or page.parent.name == "reference"
-)
+PAGES = sorted((ROOT / "docs").rglob("*.md"))
 ENVIRONMENT = {"make", ".", "python", "python3", "pip"}  # these lines prepare an environment: see test_make
 # What a person who looks for such a program types into a search box.
 TERMS = [
