@@ -150,7 +150,7 @@ def _loss_curve(log: list[dict[str, float]]) -> Markup:
     most = max(loss) * 1.05
     axes = Axes(seen[-1], most, height=240)
     step = 10 ** (len(str(seen[-1])) - 1)
-    every = max(step, step * (seen[-1] // step // 5))
+    every = step * -(-seen[-1] // (5 * step))
     across = {float(at): f"{at:,}" for at in range(0, seen[-1] + 1, every)}
     axes.frame(across, ticks(most, "L2"), "images seen", "loss")  # L2: plain numbers
     axes.line(seen, loss, "line")
