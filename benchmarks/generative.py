@@ -48,7 +48,8 @@ KEPT = ("steps", "images", "parameters", "seconds", "memory_mib", "cpu_seconds")
 NOTES = """\
 The records were taken on **one core** of two, to which the process was pinned; the other core had other work, which shares
 memory and cache. `cpu_seconds` of a record are 99% or more of the wall clock. Five minutes were measured with three seeds,
-the other budgets once. Milliseconds are the fastest batch of 250.
+the other budgets once. Milliseconds are the fastest batch of 250. The records are from before one thread meant seconds of the
+processor: they are the wall clock's.
 
 What it shows: diffusers is beaten at every budget by more than was asked for, in distance and in time; part of that is Muon
 and 2x2 patches, not the ladder. Against our own single stage it depends on the budget. **At 1 and 5 minutes the ladder is

@@ -154,14 +154,14 @@ def claims() -> list[Claim]:
     peers = "the best of torchattacks, foolbox, ART, adv-lib, pyautoattack"
     return [
         Claim(
-            "attacks of a fixed size, robust accuracy left (lower is stronger)",
+            "attacks of a fixed size on three networks, robust accuracy left (lower is stronger)",
             f"as strong as the best peer or stronger in {even} of {len(gaps)} comparisons",
             f"ours - best: {min(gaps):+.2f} to {max(gaps):+.2f}",
             peers,
             "attacks fixed --samples 64",
         ),
         Claim(
-            "minimal-norm attacks, mean norm by that of the best peer (lower is stronger)",
+            "minimal-norm attacks on three networks, mean norm by that of the best peer (lower is stronger)",
             f"median {statistics.median(ratios):.2f}; not larger in {sum(ratio <= 1.0005 for ratio in ratios)} of {len(ratios)}",
             f"{min(ratios):.2f} to {max(ratios):.2f}",
             peers,
