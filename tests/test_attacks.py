@@ -17,6 +17,7 @@ from sfumato.attacks import ATTACKS, apgd, apgd_targeted, fab, fgsm, gradient_as
 from sfumato.attacks.fab import to_hyperplane
 from sfumato.attacks.losses import cross_entropy, dlr, margin, reached, targeted_dlr
 from sfumato.attacks.norms import dual, norm_of
+from sfumato.attacks.square import pyramid_pair
 from sfumato.attacks.verify import fooled, verified
 from sfumato.classifiers import Classifier
 from sfumato.core.errors import InputError
@@ -319,9 +320,9 @@ def test_square_looks_ahead_and_remembers_without_changing_its_path(norm: str, m
     classifier = Classifier(copy.deepcopy(net).eval().double())
     x, y = x[:5].double(), y[:5]
     ahead = square(classifier, x, y, norm=norm, eps=SIZES[norm] / 2, queries=400)
-    module = importlib.import_module("sfumato.attacks.square")
-    monkeypatch.setattr(module, "_MOST_AT_ONCE", 1)
-    monkeypatch.setattr(module, "_MOST_REMEMBERED", 0)
+    module = importlib.import_module("sfumato.attacks.square_search")
+    monkeypatch.setattr(module, "MOST_AT_ONCE", 1)
+    monkeypatch.setattr(module, "MOST_REMEMBERED", 0)
     torch.testing.assert_close(
         square(classifier, x, y, norm=norm, eps=SIZES[norm] / 2, queries=400), ahead, atol=1e-9, rtol=0
     )
@@ -393,7 +394,7 @@ def test_bad_input_is_named(name: str):
 @pytest.mark.parametrize(("norm", "power"), [("L2", 2), ("L1", 4)])
 def test_squares_pyramids_by_their_formula(norm: str, power: int):
     """Each pixel counts the rectangles about the centre that hold it, the k-th smallest with 1 / (k + 1)^p."""
-    found = importlib.import_module("sfumato.attacks.square")._pyramid_pair(6, 5, norm)
+    found = pyramid_pair(6, 5, norm)
     wanted = torch.zeros(6, 5)
     for row in range(3):
         for column in range(5):
