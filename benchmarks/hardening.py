@@ -119,7 +119,7 @@ def measure(out: Path, chosen: argparse.Namespace) -> Record:
     return {
         "clean": evaluate_classifier(classifier, test).overall.to_json(),
         "robust": Accuracy(int(verdict.robust.sum()), len(x)).to_json(),
-        "fooled_by": dict(Counter(name or "robust" for name in verdict.felled_by)),
+        "fooled_by": dict(Counter(name or "robust" for name in verdict.fooled_by)),
         "smoothness": smoothness(classifier, x[:MEASURED], y[:MEASURED], **threat).to_json(),
         "training": read_description(out)["training"],
         "attacking_seconds": spent,

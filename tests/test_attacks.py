@@ -355,7 +355,7 @@ def test_the_ensemble_on_few_classes(classes: int):
     case.y[0] = (case.y[0] + 1) % classes  # one that is wrong from the start
     verdict = standard(case.classifier, case.x, case.y, eps=eps, progress=lambda *step: seen.append(step))
     assert not verdict.robust.any()
-    assert verdict.felled_by[0] == "clean" and set(verdict.felled_by[1:]) <= {"apgd-ce", "apgd-t", "fab-t", "square"}
+    assert verdict.fooled_by[0] == "clean" and set(verdict.fooled_by[1:]) <= {"apgd-ce", "apgd-t", "fab-t", "square"}
     assert verified(case.classifier, case.x, verdict.x_adv, case.y, eps=eps).success.all()
     assert seen[0][:2] == ("apgd-ce", 7) and seen[-1][2] == 0
 

@@ -88,11 +88,11 @@ def test_a_linear_classifier_has_its_closed_form():
     assert found.clean_accuracy == Accuracy(66, 70)
     expected = distance > EPS
     assert 10 < int(expected.sum()) < 60 and (distance - EPS).abs().min() > 1e-5  # neither trivial nor on the edge
-    assert found.standing.tolist() == expected.tolist()
+    assert found.robust.tolist() == expected.tolist()
     for name, outcome in found.outcomes.items():
         assert not (expected & outcome.fooled).any(), name  # nothing beats the closed form
         # The gradient of the cross-entropy of three classes points between the two boundaries.
-        assert name in ("fgsm", "pgd") or outcome.standing.tolist() == expected.tolist(), name
+        assert name in ("fgsm", "pgd") or outcome.robust.tolist() == expected.tolist(), name
     report = summarise(found, check_all(found))
     assert report["curve"]["accuracy"][0] == 66 / 70
     for eps, accuracy, low, high in zip(*(report["curve"][k] for k in ("eps", "accuracy", "low", "high")), strict=True):
@@ -124,7 +124,7 @@ def test_every_number_is_the_count_of_its_samples():
     for place, name in enumerate(MEMBERS):
         if name in rows:
             assert rows[name]["attacked"] == standing
-            standing -= int((arrays["standard.felled_by"] == 1 + place).sum())
+            standing -= int((arrays["standard.fooled_by"] == 1 + place).sum())
             assert rows[name]["robust"]["correct"] == standing
     assert standing == rows["standard"]["robust"]["correct"]
     assert sum(each["robust"]["correct"] for each in report["classes"]) == report["robust"]["correct"]
@@ -138,7 +138,7 @@ def test_the_ensemble_in_parts_is_the_ensemble_in_one():
     verdict = standard(
         classifier, x[found.right], found.y[found.right], eps=EPS, ids=torch.from_numpy(found.rows)[found.right]
     )
-    assert verdict.robust.tolist() == found.outcomes["standard"].standing[found.right].tolist()
+    assert verdict.robust.tolist() == found.outcomes["standard"].robust[found.right].tolist()
     once = fgsm(classifier, x, found.y, eps=EPS)
     assert fooled(classifier, once, found.y).tolist() == found.outcomes["fgsm"].fooled.tolist()
 
@@ -159,9 +159,9 @@ def test_few_classes_and_every_norm(classes: int, norm: str, eps: float):
     model = Linear(classes)
     data = images(model, 12)
     found = run(model, data, norm=norm, eps=eps, protocol="standard" if norm == "Linf" else "screening")
-    assert found.robust.correct < 12
-    assert norm == "L0" or found.robust.correct > 0
-    assert (found.distance[~found.standing] <= eps * (1 + 1e-5) + 1e-6).all()
+    assert found.robust_accuracy.correct < 12
+    assert norm == "L0" or found.robust_accuracy.correct > 0
+    assert (found.distance[~found.robust] <= eps * (1 + 1e-5) + 1e-6).all()
     assert RED not in lights(found).values(), lights(found)
     assert "nan" not in json.dumps(summarise(found, check_all(found))).lower()
 
@@ -194,7 +194,7 @@ def test_a_budget_that_runs_out_is_no_loss(tmp_path: Path):
     again = write_report(run(model, data, protocol="standard", out=tmp_path / "b"), tmp_path / "b")
     assert timeless(again) == timeless(whole)
     other = run(model, data, out=tmp_path / "b", eps=2 * EPS)
-    assert other.robust.correct < found.robust.correct
+    assert other.robust_accuracy.correct < found.robust_accuracy.correct
     names = {file.name.rsplit("-", 1)[1] for file in (tmp_path / "b" / FOLDER).iterdir()}
     assert len(names) == 1
 
@@ -325,7 +325,7 @@ def test_no_warning_for_honest_classifiers():
     labels = Classifier(network).predict(x)
     data = replace(data, labels=labels.numpy(), classes=("a", "b", "c", "d"))
     found = run(network, data, eps=8 / 255, protocol="standard")
-    assert 0 <= found.robust.correct < 60
+    assert 0 <= found.robust_accuracy.correct < 60
     assert {name for name, light in lights(found).items() if light not in (GREEN, GREY)} <= {"few images"}
 
 
@@ -339,7 +339,7 @@ def test_a_model_without_gradients_is_attacked_without_them():
     found = run(answer, images(model, 15))
     assert found.protocol == "black-box" and list(found.outcomes) == ["square"]
     expected = model.distances(images(model, 15).pixels(found.rows)) > EPS
-    assert int(found.standing.sum()) >= int(expected.sum()) and found.robust.correct < 15
+    assert int(found.robust.sum()) >= int(expected.sum()) and found.robust_accuracy.correct < 15
     assert lights(found)["zero gradients"] == AMBER
     with pytest.raises(InputError, match="L0"):
         run(answer, images(model, 15), norm="L0", eps=2.0)
@@ -376,7 +376,7 @@ def test_hostile_names_are_escaped(tmp_path: Path):
 
 
 def test_the_gate_fails_only_when_the_upper_bound_is_below(tmp_path: Path):
-    robust = honest().robust
+    robust = honest().robust_accuracy
     high = robust.interval[1]
     assert passes(robust, high) and not passes(robust, math.nextafter(high, 1))
     failed = write_report(honest(), tmp_path, min_robust_accuracy=min(1.0, high + 1e-6))
@@ -401,7 +401,7 @@ def test_a_baseline_is_shown_beside(tmp_path: Path):
     )
     new = write_report(better, tmp_path / "after", baseline=tmp_path / "before")
     shown = new["baseline"]
-    gained = int((better.standing & ~before.standing).sum())
+    gained = int((better.robust & ~before.robust).sum())
     assert gained > 0 and shown["gain"] == pytest.approx(gained / 40)
     assert (shown["paired"]["only_new"], shown["paired"]["only_old"]) == (gained, 0)
     assert shown["paired"]["p"] == pytest.approx(min(1.0, 2 * 0.5**gained))

@@ -110,17 +110,17 @@ def test_a_linear_boundary_is_the_exact_line():
     classifier, weights, bias = linear()
     plane = through(greys(3))
     found = field(classifier, plane, (-0.3, 0.3), (-0.2, 0.25), (61, 46))
-    assert found.said.shape == found.confidence.shape == (46, 61)
+    assert found.predicted.shape == found.confidence.shape == (46, 61)
     normal = (weights[1] - weights[0]).double()
     slope = [float(normal @ way.flatten()) for way in (plane.first, plane.second)]
     offset = float(normal @ plane.origin.flatten()) + float(bias[1] - bias[0])
     across, up = np.meshgrid(found.across, found.up)
     gap = (slope[0] * across + slope[1] * up + offset) / math.hypot(*slope)  # signed distance to the line, in the plane
     cell = max(found.across[1] - found.across[0], found.up[1] - found.up[0])
-    assert set(np.unique(found.said)) == {0, 1}
-    assert ((found.said == 1) == (gap > 0))[np.abs(gap) > 1e-4].all()
-    for flips, pairs in ((found.said[:, 1:] != found.said[:, :-1], (gap[:, 1:], gap[:, :-1])),
-                         (found.said[1:] != found.said[:-1], (gap[1:], gap[:-1]))):  # fmt: skip
+    assert set(np.unique(found.predicted)) == {0, 1}
+    assert ((found.predicted == 1) == (gap > 0))[np.abs(gap) > 1e-4].all()
+    for flips, pairs in ((found.predicted[:, 1:] != found.predicted[:, :-1], (gap[:, 1:], gap[:, :-1])),
+                         (found.predicted[1:] != found.predicted[:-1], (gap[1:], gap[:-1]))):  # fmt: skip
         assert flips.any()
         assert np.minimum(*map(np.abs, pairs))[flips].max() < cell
     sure = 1 / (1 + np.exp(-np.abs(gap) * math.hypot(*slope)))
@@ -132,7 +132,7 @@ def test_a_field_does_not_depend_on_the_batch_size():
     small = Classifier(classifier.model, batch_size=7)
     plane = through(greys(3))
     one, other = (field(each, plane, (-1, 1), (-1, 1), 12) for each in (classifier, small))
-    assert (one.said == other.said).all()
+    assert (one.predicted == other.predicted).all()
     np.testing.assert_allclose(one.confidence, other.confidence, atol=1e-6)
     assert small.forwards == 144
 
@@ -176,7 +176,7 @@ def test_along_the_gradient_the_class_is_lost_and_at_random_it_is_kept():
     y = int(classifier.predict(x[None])[0])
     view = ascent(classifier, x, y)
     assert view.change == pytest.approx(distance(weights, bias, x), rel=1e-3)
-    assert (view.said, view.becomes) == (y, 1 - y)
+    assert (view.predicted, view.becomes) == (y, 1 - y)
     assert view.answers[0].tolist()[0] == y and view.answers[0].tolist()[1] == 1 - y
     assert (np.diff(view.ascent.loss) > 0).all() and len(view.random) == 5
     assert all(each.loss[-1] < view.ascent.loss[-1] for each in view.random) and view.strays > view.change
@@ -192,7 +192,7 @@ def test_a_classifier_without_a_slope():
     planes = [adversarial_plane(classifier, each, 1, norm="Linf", eps=0.1) for each in x]
     view = windows(classifier, planes, torch.ones(4).long(), norm="Linf", eps=0.1, reach=2.0, resolution=9)
     assert window_reach(classifier, planes, norm="Linf", eps=0.1) == MOST_REACH  # in vain, but no farther
-    colours = Colours(("a", "b", "c"), [each.said for each in view.fields])
+    colours = Colours(("a", "b", "c"), [each.predicted for each in view.fields])
     for each in view.fields:
         assert (church_window(each, 1, colours) == 1).all()
         assert not (church_window(each, 0, colours) == 1).all(-1).any()
@@ -208,9 +208,9 @@ def test_church_windows_are_open_to_the_right():
     planes = [adversarial_plane(classifier, *pair, norm="L2", eps=0.3) for pair in zip(x, y.tolist(), strict=True)]
     view = windows(classifier, planes, y, norm="L2", eps=0.3, reach=2.0, resolution=21)
     for each, label, image in zip(view.fields, y.tolist(), x, strict=True):
-        assert each.across[[0, -1]] == pytest.approx((-2, 2)) and each.said[10, 10] == label
+        assert each.across[[0, -1]] == pytest.approx((-2, 2)) and each.predicted[10, 10] == label
         share = distance(weights, bias, image) / 0.3
-        assert ((each.said == label) == (each.across < share))[:, np.abs(each.across - share) > 1e-2].all()
+        assert ((each.predicted == label) == (each.across < share))[:, np.abs(each.across - share) > 1e-2].all()
     wanted = [distance(weights, bias, image) / 0.3 for image in x]
     assert ((view.leaves() >= wanted) & (view.leaves() < np.array(wanted) + 0.2001)).all()  # within a cell
     assert np.isinf(view.leaves(upward=True)).all()
@@ -224,7 +224,7 @@ def test_the_plane_of_three_images_shows_their_classes():
         column, row = (
             int(np.abs(line - at).argmin()) for line, at in zip((view.field.across, view.field.up), place, strict=True)
         )
-        assert label in view.field.said[row - 1 : row + 2, column - 1 : column + 2]
+        assert label in view.field.predicted[row - 1 : row + 2, column - 1 : column + 2]
 
 
 def test_the_images_chosen_are_right_of_three_classes_and_the_first_falls():

@@ -24,19 +24,19 @@ from sfumato.core.errors import InputError
 def test_colours_tell_classes_apart_and_paleness_doubt():
     classifier, _, _ = linear(3)
     found = field(classifier, through(greys(3)), (-1, 1), (-1, 1), 15)
-    colours = Colours(("a", "b", "$c$"), [found.said])
+    colours = Colours(("a", "b", "$c$"), [found.predicted])
     picture = blend(found, colours)
     assert picture.min() >= 0 and picture.max() <= 1
     flat, order = picture.reshape(-1, 3), np.argsort(found.confidence.ravel())
-    for label in np.unique(found.said):
-        mine = order[found.said.ravel()[order] == label]
+    for label in np.unique(found.predicted):
+        mine = order[found.predicted.ravel()[order] == label]
         assert (np.diff(flat[mine].sum(1)) <= 1e-9).all()  # the surer, the darker
     assert [name for _, name in colours.legend][-1] == r"\$c\$"
 
 
 def test_many_classes_share_the_last_grey():
-    said = np.array([[7] * 50 + list(range(100, 130))])
-    colours = Colours([str(i) for i in range(200)], [said])
+    predicted = np.array([[7] * 50 + list(range(100, 130))])
+    colours = Colours([str(i) for i in range(200)], [predicted])
     assert colours.of(7) == COLOURS[0] and len({colours.of(i) for i in range(100, 130)}) == len(COLOURS) - 1
     assert colours.legend[-1][1] == "other classes" and len(colours.legend) == len(COLOURS)
 

@@ -50,7 +50,7 @@ def test_it_is_audited_like_any_classifier(generator: Generator) -> None:
     found = audit(classifier, data, eps=0.25, count=3, protocol="screening")
     lights = {check.name: check.light for check in check_all(found)}
     assert lights["random output"] == lights["zero gradients"] == "green"
-    assert found.clean_accuracy.value > 0.6 and found.robust.correct < found.clean_accuracy.correct
+    assert found.clean_accuracy.value > 0.6 and found.robust_accuracy.correct < found.clean_accuracy.correct
     x, y = data.pixels(slice(0, 6)), match_labels(classifier, data)[:6]
     attacked = apgd(classifier, x, y, eps=0.25, steps=10)
     assert torch.equal(fooled(classifier, attacked, y), fooled(diffusion_classifier(generator, draws=3), attacked, y))

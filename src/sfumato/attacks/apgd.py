@@ -14,8 +14,8 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
-from sfumato.attacks.auto_pgd import Goal, auto_pgd
-from sfumato.attacks.context import AttackContext
+from sfumato.attacks.auto_pgd import auto_pgd
+from sfumato.attacks.context import AttackContext, Goal
 from sfumato.attacks.losses import LOSSES, likely_targets, targeted_dlr
 from sfumato.attacks.norms import project_onto
 from sfumato.attacks.registry import ATTACKS

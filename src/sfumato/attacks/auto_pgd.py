@@ -11,28 +11,18 @@ with half the step. For L1 there is no momentum: the steps are sparse, at a spar
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
-from sfumato.attacks.context import AttackContext, Rows
+from sfumato.attacks.context import AttackContext, Goal, Rows
 from sfumato.attacks.norms import cube, flat, norm_of, per_sample, project_onto, steepest
 
 ALPHA = 0.75  # weight of the new step against the last change
 RHO = 0.75  # the step is halved where fewer than this share of the steps raised the loss
 FIRST, SHORTER, SHORTEST = 0.22, 0.03, 0.06  # p_1, by how much periods shrink, and the shortest: shares of all steps
 L1_PERIOD, L1_SHARE, L1_SHRINK, L1_SMALLEST = 0.04, 0.2, 1.5, 10.0  # Croce & Hein 2021, section 3.2
-
-
-@dataclass(frozen=True)
-class Goal(Rows):
-    """What a run raises: ``loss(logits (n, K), source (n,), target (n,))`` gives (n,)."""
-
-    loss: Callable[[Tensor, Tensor, Tensor], Tensor]
-    source: Tensor
-    target: Tensor
 
 
 @dataclass
@@ -92,7 +82,7 @@ def auto_pgd(
 
 
 def _evaluate(context: AttackContext, goal: Goal, x: Tensor) -> tuple[Tensor, Point]:
-    logits, losses, slope = context.gradients(x, goal.loss, (goal.source, goal.target))
+    logits, losses, slope = context.gradients(x, goal.loss, goal.labels)
     return logits, Point(x, losses, slope)
 
 

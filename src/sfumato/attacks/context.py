@@ -79,6 +79,11 @@ class AttackContext(Rows):
     def __len__(self) -> int:
         return len(self.x)
 
+    def keywords(self) -> dict[str, Any]:
+        """As the keyword arguments that all attacks share."""
+        names = ("norm", "eps", "targeted", "seed", "ids", "batch_size")
+        return {name: getattr(self, name) for name in names}
+
     def answers(self, x: Tensor) -> Tensor:
         """Logits (n, K) of any number of points, without gradients."""
         return answers(self.classifier, x, self.batch_size)
@@ -104,3 +109,17 @@ class AttackContext(Rows):
     def random_start(self, salt: int, reach: float = 1.0) -> Tensor:
         """(B, ...) a random point of each ball (``reach`` times as large) and the box."""
         return random_start(self.x, self.norm, self.eps * reach, self.streams(salt))
+
+
+@dataclass(frozen=True)
+class Goal(Rows):
+    """What a run toward some class raises: ``loss(logits (n, K), source (n,), target (n,))`` gives (n,)."""
+
+    loss: Callable[[Tensor, Tensor, Tensor], Tensor]
+    source: Tensor
+    target: Tensor
+
+    @property
+    def labels(self) -> tuple[Tensor, Tensor]:
+        """Of the loss, besides the logits."""
+        return self.source, self.target

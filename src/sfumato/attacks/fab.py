@@ -8,18 +8,18 @@ targeted form, FAB-T, does so for one likely class after the other: one gradient
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
 
-from sfumato.attacks.batching import answers, checked, gradients, random_start
-from sfumato.attacks.losses import likely_targets, reached
-from sfumato.attacks.norms import check_norm, flat, norm_of, per_sample
+from sfumato.attacks.context import AttackContext, Goal
+from sfumato.attacks.losses import likely_targets
+from sfumato.attacks.norms import flat, norm_of, per_sample
 from sfumato.attacks.registry import ATTACKS
 from sfumato.attacks.verify import or_clean
 from sfumato.core.errors import InputError
-from sfumato.core.streams import streams_for
 
 if TYPE_CHECKING:
     from sfumato.classifiers import Classifier
@@ -66,84 +66,67 @@ def fab(
     Returns:
         (B, ...) in the box: the nearest adversarial point found, or ``x`` where there was none or ``x`` is one.
     """
-    check_norm(norm, ("Linf", "L2", "L1"), "fab")
     if steps < 1 or restarts < 1 or targets < 1:
         raise InputError(
             f"fab with {steps} steps, {restarts} restarts and {targets} targets does nothing: give 1 or more"
         )
-    x, y, ids = checked(x, y, ids, eps)
+    context = AttackContext.of(
+        classifier, x, y, norm=norm, eps=eps, targeted=targeted, seed=seed, ids=ids, batch_size=batch_size, attack="fab"
+    )
+    x, y = context.x, context.y
     result = x.clone()
     if len(x) == 0:
         return result
-    radius = x.new_full((len(x),), torch.inf) if eps is None else per_sample(eps, x).reshape(-1)
     nearest = x.new_full((len(x),), torch.inf)
     with classifier.ready():
-        clean = answers(classifier, x, batch_size)
-        open_rows = ~reached(clean, y, targeted)
+        clean = context.answers(x)
+        robust = ~context.reached(clean)
         source = clean.argmax(1) if targeted else y
         aims = y[:, None] if targeted else likely_targets(clean, y, targets)  # (B, T)
         for number, aim in enumerate(aims.unbind(1)):
             for restart in range(restarts):
-                rows = (open_rows & ((nearest > radius) | (eps is None))).nonzero().flatten()
+                rows = (robust & ((nearest > context.eps) | (eps is None))).nonzero().flatten()
                 if len(rows) == 0:
                     break
-                begin = x[rows]
+                some = context[rows]
+                begin = some.x
                 if restart:
-                    streams = streams_for(begin, seed, ids[rows], _SALT + 100 * number + restart)
-                    reach = torch.minimum(nearest[rows], radius[rows]).clamp_max(float(flat(x).shape[1]))
-                    begin = (begin + random_start(begin, norm, reach, streams)) / 2
-                found, distance = _walk(
-                    classifier, x[rows], begin, y[rows], source[rows], aim[rows], norm, radius[rows], steps, targeted,
-                    batch_size, stop=eps is not None,
-                )  # fmt: skip
+                    reach = torch.minimum(nearest[rows], some.eps).clamp_max(float(flat(x).shape[1]))
+                    start = replace(some, eps=reach).random_start(_SALT + 100 * number + restart)
+                    begin = (begin + start) / 2
+                goal = Goal(_difference, source[rows], aim[rows])
+                found, distance = _walk(some, begin, goal, steps, stop=eps is not None)
                 better = distance < nearest[rows]
                 result[rows[better]], nearest[rows[better]] = found[better], distance[better]
-        outside = nearest > radius
+        outside = nearest > context.eps
         result[outside] = x[outside]
         return or_clean(classifier, x, result, y, targeted)
 
 
-def _walk(
-    classifier: Classifier,
-    x: Tensor,
-    begin: Tensor,
-    y: Tensor,
-    source: Tensor,
-    aim: Tensor,
-    norm: str,
-    radius: Tensor,
-    steps: int,
-    targeted: bool,
-    batch_size: int | None,
-    stop: bool,
-) -> tuple[Tensor, Tensor]:
+def _walk(context: AttackContext, x_adv: Tensor, goal: Goal, steps: int, stop: bool) -> tuple[Tensor, Tensor]:
     """One run of algorithm 1: the nearest adversarial points (B, ...) and their distances (B,), infinite where none."""
-    result, nearest = x.clone(), x.new_full((len(x),), torch.inf)
-    rows = torch.arange(len(x), device=x.device)
-    x_adv = begin
+    result, nearest = context.x.clone(), context.x.new_full((len(context),), torch.inf)
+    rows = torch.arange(len(context), device=context.x.device)
     for _ in range(steps):
         if len(rows) == 0:
             break
-        _, gap, slope = gradients(classifier, x_adv, _difference, (source, aim), batch_size)
+        x, norm = context.x, context.norm
+        _, gap, slope = context.gradients(x_adv, goal.loss, goal.labels)
         # The boundary is where gap + <slope, point - x_adv> = 0; once from x_adv, once from the clean sample.
         from_clean = gap + torch.linalg.vecdot(flat(slope), flat(x - x_adv))
-        here, clean = to_hyperplane(
-            torch.cat([x_adv, x]), torch.cat([slope, slope]), -torch.cat([gap, from_clean]), norm
-        ).chunk(2)
+        both, gaps = torch.cat([x_adv, x]), torch.cat([gap, from_clean])
+        here, clean = to_hyperplane(both, torch.cat([slope, slope]), -gaps, norm).chunk(2)
         near, far = norm_of(here, norm).clamp_min(1e-8), norm_of(clean, norm).clamp_min(1e-8)
         bias = per_sample((near / (near + far)).clamp(0, MOST_BIAS), x)  # (n, 1, ...)
         x_adv = ((1 - bias) * (x_adv + OVERSHOOT * here) + bias * (x + OVERSHOOT * clean)).clamp(0, 1)
-        logits = answers(classifier, x_adv, batch_size)
-        hit = reached(logits, y, targeted)
+        hit = context.reached(context.answers(x_adv))
         distance = norm_of(x_adv - x, norm)
         better = hit & (distance < nearest[rows])
         result[rows[better]], nearest[rows[better]] = x_adv[better], distance[better]
         x_adv = torch.where(per_sample(hit.to(x.dtype), x) > 0, x + PULL_BACK * (x_adv - x), x_adv)
-        if stop:
-            stay = nearest[rows] > radius
-            if not bool(stay.all()):
-                rows, x, y, x_adv, radius = rows[stay], x[stay], y[stay], x_adv[stay], radius[stay]
-                source, aim = source[stay], aim[stay]
+        stay = nearest[rows] > context.eps
+        if stop and not bool(stay.all()):
+            rows, x_adv, context, goal = rows[stay], x_adv[stay], context[stay], goal[stay]
     return result, nearest
 
 

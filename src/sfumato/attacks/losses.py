@@ -66,8 +66,8 @@ def toward(loss: Loss, targeted: bool) -> Loss:
 
 def reached(logits: Tensor, y: Tensor, targeted: bool = False) -> Tensor:
     """(B,) bool: the classifier says what the attack wants. Logits that are not numbers are no success."""
-    highest, said = logits.max(1)
-    return ((said == y) == targeted) & torch.isfinite(highest)
+    highest, predicted = logits.max(1)
+    return ((predicted == y) == targeted) & torch.isfinite(highest)
 
 
 def _at(logits: Tensor, y: Tensor) -> Tensor:

@@ -2,7 +2,7 @@
 
 >>> from sfumato.audit import audit, write_report                               # doctest: +SKIP
 >>> found = audit(classifier, images, norm="Linf", eps=8 / 255)                 # doctest: +SKIP
->>> print(found.robust)                                                         # doctest: +SKIP
+>>> print(found.robust_accuracy)                                                         # doctest: +SKIP
 >>> write_report(found, "report")                                               # doctest: +SKIP
 """
 

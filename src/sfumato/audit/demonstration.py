@@ -80,8 +80,8 @@ class Demonstration:
     @property
     def attacked(self) -> Tensor:
         """(N,) bool: images on which there was something to do: not what was wanted already."""
-        said = self.clean.argmax(1)
-        return said == self.y if self.target is None else said != self.target
+        predicted = self.clean.argmax(1)
+        return predicted == self.y if self.target is None else predicted != self.target
 
     @property
     def fooled(self) -> Tensor:
@@ -98,18 +98,18 @@ class Demonstration:
         sized = f" eps {size(self.eps, self.norm)}" if self.eps is not None else ""
         named = f" {self.norm}" if "norm" in inspect.signature(ATTACKS.find(self.attack)).parameters else ""
         aim = "" if self.target is None else f" toward {self.labels[self.target]!r}"
-        count, fell = int(self.attacked.sum()), int(self.fooled.sum())
+        count, fooled = int(self.attacked.sum()), int(self.fooled.sum())
         lost = f", {int(self.unfooled.sum())} of them no longer in 8 bits" if self.unfooled.any() else ""
         distance = self.checked.distance[self.fooled]
         far = (
             ""
-            if self.eps is not None or not fell
+            if self.eps is not None or not fooled
             else f", median {self.norm} {distance_text(float(distance.median()), self.norm)}"
         )
         each = {key: value / len(self.y) for key, value in self.passes.items()}
         right = "classified rightly" if self.target is None else "not of that class already"
         return (
-            f"{self.attack}{named}{sized}{aim}: fooled {fell} of {count} images {right}{lost}{far}; "
+            f"{self.attack}{named}{sized}{aim}: fooled {fooled} of {count} images {right}{lost}{far}; "
             f"{each['forward']:.4g} + {each['backward']:.4g} passes an image, {self.seconds:.2f} s"
         )
 
@@ -169,8 +169,8 @@ class Demonstration:
         make_folder(folder / IMAGES)
         files = {}
         for i, row in enumerate(self.rows.tolist()):
-            said = self.labels[int(self.after[i].argmax())]
-            name = f"{row:05}-{_plain(self.labels[int(self.y[i])])}-as-{_plain(said)}.png"
+            predicted = self.labels[int(self.after[i].argmax())]
+            name = f"{row:05}-{_plain(self.labels[int(self.y[i])])}-as-{_plain(predicted)}.png"
             pictures.save(pictures.grid(self.x_adv[i : i + 1], scale=1, gap=0), folder / IMAGES / name)
             files[i] = f"{IMAGES}/{name}"
         pictures.save(self.picture(), folder / PICTURES)

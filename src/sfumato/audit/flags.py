@@ -67,7 +67,7 @@ def near_chance(audit: Audit) -> Check:
 
 @FLAGS.add("few images")
 def few_images(audit: Audit) -> Check:
-    low, high = audit.robust.interval
+    low, high = audit.robust_accuracy.interval
     wide = high - low > 0.2
     return Check(
         "few images",
@@ -163,11 +163,11 @@ def unbounded(audit: Audit) -> Check:
     if found is None:
         return _unmeasured("attack without bounds fails", meaning, advice)
     count = audit.probes["count"]
-    light = RED if found["standing"] > 0.05 * count else AMBER if found["standing"] else GREEN
+    light = RED if found["robust"] > 0.05 * count else AMBER if found["robust"] else GREEN
     return Check(
         "attack without bounds fails",
         light,
-        f"With eps over the whole range of pixels, {found['standing']} of {count} images still stand.",
+        f"With eps over the whole range of pixels, {found['robust']} of {count} images are still not fooled.",
         meaning,
         advice,
     )
@@ -218,12 +218,12 @@ def black_box_wins(audit: Audit) -> Check:
     advice = "The gradients are masked: the true robustness is likely lower still, so adapt the attack to the model."
     if "standard" not in audit.outcomes:
         return _unmeasured("black box beats white box", meaning, advice)
-    alone = int((audit.outcomes["standard"].felled_by("square") & audit.right).sum())
+    alone = int((audit.outcomes["standard"].fooled_by_member("square") & audit.right).sum())
     bound = max(2, 0.002 * len(audit.y))
     return Check(
         "black box beats white box",
         RED if alone > bound else AMBER if alone else GREEN,
-        f"Square fools {alone} of {len(audit.y):,} images that every attack with gradients left standing.",
+        f"Square fools {alone} of {len(audit.y):,} images that no attack with gradients fooled.",
         meaning,
         advice,
     )
@@ -239,7 +239,7 @@ def more_steps(audit: Audit) -> Check:
         return _unmeasured("more steps do not help", meaning, advice)
     one, many = audit.outcomes["fgsm"], audit.outcomes["pgd"]
     alone = int((one.fooled & ~many.fooled).sum())
-    both = one.standing & many.standing
+    both = one.robust & many.robust
     risen, rose = many.margin[both] - audit.clean_margin[both], one.margin[both] - audit.clean_margin[both]
     lower = int((risen < CLEARLY * rose).sum())
     stuck = int(both.sum()) >= ENOUGH and lower > both.sum() / 2
@@ -260,12 +260,12 @@ def larger_eps(audit: Audit) -> Check:
     advice = "The attack gets lost: try more steps, smaller ones, and another loss."
     if found is None:
         return _unmeasured("larger eps is safer", meaning, advice)
-    more = found["standing at twice"] - found["standing"]
+    more = found["robust at twice"] - found["robust"]
     return Check(
         "larger eps is safer",
         RED if more > max(1, FEW * audit.probes["count"]) else AMBER if more > 0 else GREEN,
-        f"PGD leaves {found['standing']} of {audit.probes['count']} images standing at eps, "
-        f"{found['standing at twice']} at twice eps.",
+        f"Against PGD {found['robust']} of {audit.probes['count']} images are robust at eps, "
+        f"{found['robust at twice']} at twice eps.",
         meaning,
         advice,
     )
@@ -276,10 +276,10 @@ def not_the_strongest(audit: Audit) -> Check:
     meaning = "A simpler attack finds what the strongest of the protocol misses: that one does not suit this model."
     advice = "Believe the worst case, and expect that a still stronger attack exists."
     main = audit.outcomes[audit.main]
-    alone = int((main.standing & audit.right).sum()) - audit.robust.correct
+    alone = int((main.robust & audit.right).sum()) - audit.robust_accuracy.correct
     bound = max(2, 0.01 * len(audit.y))
     light = RED if alone > 5 * bound else AMBER if alone > bound else GREEN
-    sentence = f"Other attacks fool {alone} images that the {main.title} leaves standing."
+    sentence = f"Other attacks fool {alone} images that the {main.title} does not."
     return Check("ensemble is not the strongest", light, sentence, meaning, advice)
 
 
@@ -288,14 +288,14 @@ def eight_bit(audit: Audit) -> Check:
     meaning = "Stored as image files, adversarial images are rounded to 256 values a channel; some no longer fool then."
     advice = "Count these as fooled only if the classifier is given float pixels; for files, attack the rounded pixels."
     main = audit.outcomes[audit.main]
-    fell = main.fooled & audit.right
-    if not fell.any():
+    fooled = main.fooled & audit.right
+    if not fooled.any():
         return _unmeasured("lost in 8 bits", meaning, advice)
-    lost = int((fell & ~main.fooled_8bit).sum())
+    lost = int((fooled & ~main.fooled_8bit).sum())
     return Check(
         "lost in 8 bits",
-        AMBER if lost > 0.05 * int(fell.sum()) else GREEN,
-        f"Of {int(fell.sum())} adversarial images {lost} no longer fool after rounding to 8 bits.",
+        AMBER if lost > 0.05 * int(fooled.sum()) else GREEN,
+        f"Of {int(fooled.sum())} adversarial images {lost} no longer fool after rounding to 8 bits.",
         meaning,
         advice,
     )

@@ -19,7 +19,9 @@ from sfumato.attacks.batching import checked
 from sfumato.attacks.corruptions import corrupt
 from sfumato.attacks.losses import margin
 from sfumato.attacks.spatial import rigid
+from sfumato.classifiers.accuracy import Accuracy
 from sfumato.core.errors import InputError
+from sfumato.core.parts import Part
 from sfumato.core.streams import Streams, streams_for
 
 if TYPE_CHECKING:
@@ -189,6 +191,43 @@ def measure(
     return rows
 
 
+def measured(classifier: Classifier, x: Tensor, y: Tensor, ids: Tensor, seed: int) -> Part:
+    """What ``measure`` finds on some images: ``right`` (rows, B), and for each row its name and counts."""
+    rows = measure(classifier, x, y, seed=seed, ids=ids)
+    right = torch.tensor([row["right"] for row in rows])
+    plain = [
+        {
+            "name": row["name"],
+            "bounds": row["bounds"],
+            "grid": [
+                {"change": each["change"], "correct": round(each["accuracy"] * len(x))} for each in row["grid"] or ()
+            ],
+        }
+        for row in rows
+    ]
+    return Part({"right": right}, {"rows": plain})
+
+
+def joined(parts: list[Part]) -> tuple[list[dict[str, Any]], Tensor]:
+    """The rows of the report, each with accuracy and interval, and ``right`` (rows, N).
+
+    Of a row with a search, ``worst`` is the single change at which fewest images are right: ``{change, accuracy}``.
+    """
+    right = torch.cat([part.tensors["right"] for part in parts], 1)
+    count = right.shape[1]
+    rows = []
+    for index, row in enumerate(parts[0].numbers["rows"]):
+        grids = [part.numbers["rows"][index]["grid"] for part in parts]
+        correct = [sum(each["correct"] for each in same) for same in zip(*grids, strict=True)]
+        worst = None
+        if correct:
+            place = correct.index(min(correct))
+            worst = {"change": grids[0][place]["change"], "accuracy": correct[place] / count}
+        found = Accuracy(int(right[index].sum()), count).to_json()
+        rows.append({"name": row["name"], "bounds": row["bounds"], **found, "worst": worst})
+    return rows, right
+
+
 def grids(side: int) -> dict[str, tuple[str, list[Change]]]:
     """For images of so many pixels a side: by kind, the bounds in words and the changes, of which the first is none."""
     far = shift_of(side)
@@ -244,8 +283,6 @@ def _row(
 
 
 def _accuracy(wrong: Tensor) -> dict[str, float]:
-    from sfumato.classifiers.accuracy import Accuracy
-
     found = Accuracy(int((~wrong).sum()), len(wrong))
     low, high = found.interval
     return {"accuracy": found.value, "low": low, "high": high}

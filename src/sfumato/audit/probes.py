@@ -61,16 +61,16 @@ def probe(
     if norm == "L0":
         return found
     common: dict[str, Any] = {"norm": norm, "seed": seed, "ids": ids, "steps": STEPS}
-    fell = fooled(classifier, pgd(classifier, x, y, eps=eps, **common), y)
-    fell_far = fooled(classifier, pgd(classifier, x, y, eps=2 * eps, **common), y)
-    found["larger eps"] = {"standing": int((~fell).sum()), "standing at twice": int((~fell_far).sum())}
-    found["unbounded"] = {"standing": _standing_unbounded(classifier, x, y, common)}
+    hit = fooled(classifier, pgd(classifier, x, y, eps=eps, **common), y)
+    hit_far = fooled(classifier, pgd(classifier, x, y, eps=2 * eps, **common), y)
+    found["larger eps"] = {"robust": int((~hit).sum()), "robust at twice": int((~hit_far).sum())}
+    found["unbounded"] = {"robust": _robust_unbounded(classifier, x, y, common)}
     noise_fooled, best = [], []
     for i in range(len(x)):
         drawn = margin(classifier.logits(perturbed(x[i], norm, eps, seed, int(ids[i]))), y[i].expand(DRAWS))
         best.append(float(drawn.max()))
         noise_fooled.append(bool((drawn > 0).any()))
-    only = [noisy and not hit for noisy, hit in zip(noise_fooled, fell.tolist(), strict=True)]
+    only = [noisy and not other for noisy, other in zip(noise_fooled, hit.tolist(), strict=True)]
     found["noise"] = {"fooled": sum(noise_fooled), "fooled by noise alone": sum(only), "draws": DRAWS}
     found["planted"] = _planted(classifier, x, y, margin(logits, y).tolist(), best, eps, common)
     return found
@@ -133,15 +133,15 @@ def _planted(
     return {"found": found, "count": count}
 
 
-def _standing_unbounded(classifier: Classifier, x: Tensor, y: Tensor, common: dict[str, Any]) -> int:
-    """Images that still stand when any image at all is allowed."""
+def _robust_unbounded(classifier: Classifier, x: Tensor, y: Tensor, common: dict[str, Any]) -> int:
+    """Images that are not fooled even when any image at all is allowed."""
     width = flat(x).shape[1]
     eps = {"Linf": 1.0, "L2": math.sqrt(width), "L1": float(width)}[common["norm"]]
     for loss in ("ce", "dlr"):
         if len(x) == 0:
             break
-        standing = ~fooled(classifier, apgd(classifier, x, y, eps=eps, loss=loss, **common), y)
-        x, y, common = x[standing], y[standing], {**common, "ids": common["ids"][standing]}
+        robust = ~fooled(classifier, apgd(classifier, x, y, eps=eps, loss=loss, **common), y)
+        x, y, common = x[robust], y[robust], {**common, "ids": common["ids"][robust]}
     return len(x)
 
 

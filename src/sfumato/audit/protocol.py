@@ -21,10 +21,10 @@ from torch import Tensor
 from sfumato.attacks import ATTACKS, standard, verified
 from sfumato.attacks.ensemble import MEMBERS
 from sfumato.attacks.losses import margin
+from sfumato.audit.invariance import joined, measured
 from sfumato.audit.plan import EASY, HARD, MEMBER_SHARES, OTHERWISE, check_settings, main_attack, plan
 from sfumato.audit.probes import PROBED, probe
 from sfumato.audit.results import Audit, Member, Outcome, Pictured
-from sfumato.audit.unnoticed import measured, together
 from sfumato.classifiers import BudgetExceeded, Classifier, match_labels
 from sfumato.classifiers.stamp import classifier_hash, stamp
 from sfumato.core import checkpoint
@@ -81,7 +81,7 @@ def audit(
         digest = classifier_hash(classifier, some)
         identity = {
             "classifier": digest, "data": data.fingerprint(), "count": len(rows), "norm": norm, "eps": eps, "seed": seed,
-            "attacks": names, "stamp": stamp(classifier), "batch": run.batch,
+            "attacks": names, "stamp": stamp(classifier), "batch": run.batch, "layout": 2,
         }  # fmt: skip
         run.store = Store(None if out is None else Path(out), identity)
         run.expect(names)
@@ -211,12 +211,12 @@ class _Run:
         for index, part in enumerate(self.parts()):
             key = f"{name}-{index}"
             found.append(self.part(key, lambda key=key, part=part: self._attacked(name, key, part, shown)))
-            if name == "pgd":  # those that stand cost the ensemble most of its time
-                standing = int((~found[-1].tensors["fooled"]).sum())
+            if name == "pgd":  # those that are robust cost the ensemble most of its time
+                robust = int((~found[-1].tensors["fooled"]).sum())
                 for heavy in ("standard", "apgd"):
                     if f"{heavy}-{index}" in self.weights:
                         size = part.stop - part.start
-                        self.weights[f"{heavy}-{index}"] = size * EASY[heavy] + standing * HARD[heavy]
+                        self.weights[f"{heavy}-{index}"] = size * EASY[heavy] + robust * HARD[heavy]
         outcome = _joined(name, found)
         if pictures:
             for part in found:
@@ -226,7 +226,7 @@ class _Run:
             self.pictured.sort(key=lambda each: shown.tolist().index(each.place))
         if remark is not None:
             seconds = self.seconds.get(name, 0.0)
-            remark(f"{outcome.title}: {int((~outcome.fooled).sum())} of {len(self.rows)} stand, {seconds:.1f} s")
+            remark(f"{outcome.title}: {int((~outcome.fooled).sum())} of {len(self.rows)} robust, {seconds:.1f} s")
         return outcome
 
     def _attacked(self, name: str, key: str, part: slice, shown: Tensor) -> Part:
@@ -237,7 +237,7 @@ class _Run:
         rows = right.nonzero().flatten().to(x.device)
         numbers: dict[str, Any] = {"attacked": len(rows), "members": {}}
         found = x.clone()
-        felled = torch.zeros(len(x), dtype=torch.int64)  # 1 + the member's number; 0 for none
+        fooled_by = torch.zeros(len(x), dtype=torch.int64)  # 1 + the member's number; 0 for none
         before, began = (self.classifier.forwards, self.classifier.backwards), time.perf_counter()
         if len(rows):
             common: dict[str, Any] = {"norm": self.norm, "seed": self.seed, "ids": ids[rows.cpu()]}
@@ -247,8 +247,8 @@ class _Run:
                 members = _Members(self, key)
                 verdict = standard(self.classifier, x[rows], y[rows], **common, progress=members)
                 found[rows], numbers["members"] = verdict.x_adv, members.found
-                felled[rows.cpu()] = torch.tensor(
-                    [1 + MEMBERS.index(n) if n in MEMBERS else 0 for n in verdict.felled_by]
+                fooled_by[rows.cpu()] = torch.tensor(
+                    [1 + MEMBERS.index(n) if n in MEMBERS else 0 for n in verdict.fooled_by]
                 )
             else:
                 found[rows] = ATTACKS.find(name)(self.classifier, x[rows], y[rows], **common)
@@ -258,19 +258,19 @@ class _Run:
         checked = verified(self.classifier, x, found, y, norm=self.norm, eps=self.eps)
         logits = self.classifier.logits(found)
         sure = logits.softmax(1).max(1)[0]
-        fell = checked.success.cpu() | ~right
+        fooled = checked.success.cpu() | ~right
         closest = torch.where(right, checked.distance.cpu(), torch.zeros(len(x)))
         visible = [place for place in shown.tolist() if part.start <= place < part.stop]
         inside = torch.tensor(visible, dtype=torch.int64) - part.start
         return Part(
             {
-                "fooled": fell,
-                "fooled_8bit": checked.fooled_8bit.cpu() & fell | ~right,
+                "fooled": fooled,
+                "fooled_8bit": checked.fooled_8bit.cpu() & fooled | ~right,
                 "predicted": checked.predicted,
                 "confidence": sure,
                 "distance": torch.where(checked.fooled.cpu() | ~right, closest, torch.full_like(closest, torch.inf)),
                 "margin": margin(logits, y).float(),
-                "felled": torch.where(fell, felled, torch.zeros_like(felled)),
+                "fooled_by": torch.where(fooled, fooled_by, torch.zeros_like(fooled_by)),
                 "shown": places[inside],
                 "shown_pixels": found[inside.to(x.device)],
             },
@@ -288,7 +288,7 @@ class _Run:
         return Part({"places": places}, {"found": found})
 
     def unnoticed(self) -> tuple[list[dict[str, Any]] | None, Tensor]:
-        """What unnoticed.py measures, on all images; None where it takes no such images."""
+        """Accuracy under changes that a person would not notice, on all images; None where it takes no such images."""
         if self.data.channels not in (1, 3):
             return None, torch.zeros(0, len(self.y), dtype=torch.bool)
         found = []
@@ -297,11 +297,11 @@ class _Run:
             y = self.y[part].to(self.classifier.device)
             found.append(self.part(f"invariance-{index}", lambda part=part, ids=ids, y=y: measured(
                 self.classifier, self.pixels(part), y, ids, self.seed)))  # fmt: skip
-        return together(found)
+        return joined(found)
 
 
 class _Members:
-    """Keeps what each member of the ensemble costs and leaves standing, as it reports."""
+    """Keeps what each member of the ensemble costs and does not fool, as it reports."""
 
     def __init__(self, run: _Run, key: str) -> None:
         self.run, self.key = run, key
@@ -311,7 +311,7 @@ class _Members:
     def _now(self) -> tuple[int, int, float]:
         return self.run.classifier.forwards, self.run.classifier.backwards, time.perf_counter()
 
-    def __call__(self, name: str, attacked: int, standing: int) -> None:
+    def __call__(self, name: str, attacked: int, robust: int) -> None:
         now = self._now()
         here = self.found.setdefault(name, {"attacked": 0, "forward": 0, "backward": 0, "seconds": 0.0})
         here["attacked"] += attacked
@@ -324,7 +324,7 @@ class _Members:
 def _joined(name: str, parts: list[Part]) -> Outcome:
     arrays = {
         key: torch.cat([part.tensors[key] for part in parts])
-        for key in ("fooled", "fooled_8bit", "predicted", "confidence", "distance", "margin", "felled")
+        for key in ("fooled", "fooled_8bit", "predicted", "confidence", "distance", "margin", "fooled_by")
     }
     numbers = [part.numbers for part in parts]
     members = {}
@@ -334,7 +334,7 @@ def _joined(name: str, parts: list[Part]) -> Outcome:
             total = {
                 key: sum(report[key] for report in reports) for key in ("attacked", "forward", "backward", "seconds")
             }
-            members[member] = Member(felled=int((arrays["felled"] == 1 + place).sum()), **total)
+            members[member] = Member(fooled=int((arrays["fooled_by"] == 1 + place).sum()), **total)
     return Outcome(
         name=name,
         attacked=sum(n["attacked"] for n in numbers),

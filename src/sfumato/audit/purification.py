@@ -92,9 +92,9 @@ def section(found: Purification, labels: tuple[str, ...], percent: Callable[[flo
     pictures = [
         {
             "clean": figures.data_uri(clean), "attacked": figures.data_uri(attacked), "purified": figures.data_uri(purified),
-            "label": labels[label], "said": labels[int(said)], "right": label == int(said),
+            "label": labels[label], "predicted": labels[int(predicted)], "right": label == int(predicted),
         }
-        for label, (clean, attacked, purified), said in zip(truth, found.pictures, found.pictured, strict=False)
+        for label, (clean, attacked, purified), predicted in zip(truth, found.pictures, found.pictured, strict=False)
     ]  # fmt: skip
     return template.render(it=found.report, rows=table(found.report), pictures=pictures)
 

@@ -31,10 +31,10 @@ MEMBER_TITLES = {
 
 @dataclass(frozen=True)
 class Member:
-    """What one attack of the standard ensemble did: each is given what the ones before it left standing."""
+    """What one attack of the standard ensemble did: each is given the images that the ones before it did not fool."""
 
     attacked: int
-    felled: int
+    fooled: int
     forward: int  # passes
     backward: int
     seconds: float
@@ -54,7 +54,7 @@ class Outcome:
     confidence: Tensor  # (N,) the probability of that
     distance: Tensor  # (N,) the norm of the perturbation that fools; infinite where none was found at any distance
     margin: Tensor  # (N,) of what the attack returned: over 0 is another class
-    felled: Tensor  # (N,) int64: 1 + the number of the ensemble's member that fooled it; 0 for none
+    fooled_by: Tensor  # (N,) int64: 1 + the number of the ensemble's member that fooled it; 0 for none
     attacked: int  # images
     forward: int  # passes
     backward: int
@@ -66,13 +66,13 @@ class Outcome:
         return TITLES.get(self.name, self.name)
 
     @property
-    def standing(self) -> Tensor:
+    def robust(self) -> Tensor:
         """(N,) bool."""
         return ~self.fooled
 
-    def felled_by(self, member: str) -> Tensor:
+    def fooled_by_member(self, member: str) -> Tensor:
         """(N,) bool: by this member of the ensemble."""
-        return self.felled == 1 + MEMBERS.index(member)
+        return self.fooled_by == 1 + MEMBERS.index(member)
 
 
 class Pictured(NamedTuple):
@@ -104,7 +104,7 @@ class Audit:
     clean_margin: Tensor  # (N,)
     outcomes: dict[str, Outcome]
     probes: dict[str, Any]  # of probes.py
-    invariance: list[dict[str, Any]] | None  # of unnoticed.py
+    invariance: list[dict[str, Any]] | None  # of invariance.py
     unnoticed: Tensor  # (rows of that, N) bool: right under that change
     pictured: list[Pictured]
     passes: dict[str, int]  # of the whole audit, "forward" and "backward"
@@ -117,15 +117,15 @@ class Audit:
         return self.clean == self.y
 
     @property
-    def standing(self) -> Tensor:
+    def robust(self) -> Tensor:
         """(N,) bool: no attack of the protocol fools it within eps."""
         fooled = torch.stack([outcome.fooled for outcome in self.outcomes.values()])  # (attacks, N)
         return self.right & ~fooled.any(0)
 
     @property
-    def robust(self) -> Accuracy:
+    def robust_accuracy(self) -> Accuracy:
         """The worst case of each image."""
-        return Accuracy(int(self.standing.sum()), len(self.y))
+        return Accuracy(int(self.robust.sum()), len(self.y))
 
     @property
     def clean_accuracy(self) -> Accuracy:
@@ -137,8 +137,7 @@ class Audit:
         into = torch.full_like(self.y, -1)
         for name in sorted(self.outcomes, key=lambda name: name == self.main):  # the main attack writes last
             outcome = self.outcomes[name]
-            fell = outcome.fooled & self.right
-            into = torch.where(fell, outcome.predicted, into)
+            into = torch.where(outcome.fooled & self.right, outcome.predicted, into)
         return into
 
     @property
@@ -152,8 +151,8 @@ class Audit:
             return {}
         outcome = self.outcomes["standard"]
         last = {name: place for place, name in enumerate(MEMBERS)}
-        # Felled by nobody in particular (0): before the first.
+        # Fooled by nobody in particular (0): before the first.
         return {
-            name: Accuracy(int((~(outcome.fooled & (outcome.felled <= 1 + place))).sum()), len(self.y))
+            name: Accuracy(int((~(outcome.fooled & (outcome.fooled_by <= 1 + place))).sum()), len(self.y))
             for name, place in last.items()
         }

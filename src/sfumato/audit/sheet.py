@@ -61,8 +61,8 @@ def _tile(sheet: Image.Image, left: int, top: int, image: Tensor) -> None:
     sheet.paste(picture, (left + (TILE - picture.width) // 2, top + (TILE - picture.height) // 2))
 
 
-def _say(pen: ImageDraw.ImageDraw, left: int, top: int, said: tuple[str, float, bool]) -> None:
-    label, probability, right = said
+def _say(pen: ImageDraw.ImageDraw, left: int, top: int, answer: tuple[str, float, bool]) -> None:
+    label, probability, right = answer
     pen.text((left, top + 3), _fitted(label, _font(14)), fill=GOOD if right else BAD, font=_font(14))
     pen.text((left, top + 3 + LINE), f"{probability:.1%}", fill=INK, font=_font(12))
 

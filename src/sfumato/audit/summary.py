@@ -65,7 +65,7 @@ def summarise(audit: Audit, checks: list[Check], min_robust_accuracy: float | No
         "data": {**audit.data, "images": len(audit.y)},
         "threat": {"norm": audit.norm, "eps": audit.eps},
         "clean": audit.clean_accuracy.to_json(),
-        "robust": audit.robust.to_json(),
+        "robust": audit.robust_accuracy.to_json(),
         "attacks": [row for outcome in audit.outcomes.values() for row in _attack(audit, outcome)],
         "curve": curve(audit),
         "minimal_norm": _minimal_norm(audit),
@@ -75,7 +75,7 @@ def summarise(audit: Audit, checks: list[Check], min_robust_accuracy: float | No
         "invariance": audit.invariance,
         "gate": None
         if min_robust_accuracy is None
-        else {"min_robust_accuracy": min_robust_accuracy, "passed": passes(audit.robust, min_robust_accuracy)},
+        else {"min_robust_accuracy": min_robust_accuracy, "passed": passes(audit.robust_accuracy, min_robust_accuracy)},
         "passes": audit.passes,
         "stamp": audit.stamp,
     }
@@ -88,10 +88,10 @@ def passes(robust: Accuracy, threshold: float) -> bool:
 
 def verdict(audit: Audit, checks: list[Check]) -> str:
     """The result in one sentence."""
-    low, high = audit.robust.interval
+    low, high = audit.robust_accuracy.interval
     how = {"standard": "", "screening": " (screening: an upper bound)", "black-box": " (attacked without gradients)"}
     sentence = (
-        f"Under {audit.norm} perturbations of up to {size(audit.eps, audit.norm)}, {audit.name} is still right on {audit.robust.value:.1%} "
+        f"Under {audit.norm} perturbations of up to {size(audit.eps, audit.norm)}, {audit.name} is still right on {audit.robust_accuracy.value:.1%} "
         f"of the images (95% interval {low:.1%} to {high:.1%}, {len(audit.y):,} images){how[audit.protocol]}; "
         f"without an attack on {audit.clean_accuracy.value:.1%}"
     )
@@ -144,7 +144,7 @@ def samples(audit: Audit) -> dict[str, np.ndarray]:
 
     ``row`` (in the data), ``label``, ``clean``, ``clean_confidence``, ``clean_margin``, ``robust``, ``attacked_into``, ``distance``, and for
     each attack A ``A.fooled``, ``A.fooled_8bit``, ``A.predicted``, ``A.confidence``, ``A.distance``, ``A.margin``;
-    ``standard.felled_by`` is 1 + the number of the member in ``MEMBERS``, 0 for none. ``unnoticed`` is (rows of
+    ``standard.fooled_by`` is 1 + the number of the member in ``MEMBERS``, 0 for none. ``unnoticed`` is (rows of
     ``invariance``, N): right under that change.
     """
     found: dict[str, np.ndarray] = {
@@ -153,7 +153,7 @@ def samples(audit: Audit) -> dict[str, np.ndarray]:
         "clean": audit.clean.numpy(),
         "clean_confidence": audit.clean_confidence.numpy(),
         "clean_margin": audit.clean_margin.numpy(),
-        "robust": audit.standing.numpy(),
+        "robust": audit.robust.numpy(),
         "attacked_into": audit.attacked_into.numpy(),
         "distance": audit.distance.numpy(),
         "unnoticed": audit.unnoticed.numpy(),
@@ -162,7 +162,7 @@ def samples(audit: Audit) -> dict[str, np.ndarray]:
         for key in ("fooled", "fooled_8bit", "predicted", "confidence", "distance", "margin"):
             found[f"{name}.{key}"] = getattr(outcome, key).numpy()
         if name == "standard":
-            found["standard.felled_by"] = outcome.felled.numpy()
+            found["standard.fooled_by"] = outcome.fooled_by.numpy()
     return found
 
 
@@ -181,13 +181,13 @@ def _attack(audit: Audit, outcome: Outcome) -> list[dict[str, Any]]:
                 "after": after,
                 "attacked": member.attacked,
                 "robust": robust.to_json(),
-                "fooled": member.felled,
+                "fooled": member.fooled,
                 "fooled_8bit": None,
                 "passes": _each(member.forward, member.backward, member.attacked),
             }
         )
         after = name
-    fell = outcome.fooled & audit.right
+    fooled = outcome.fooled & audit.right
     return [
         *rows,
         {
@@ -195,9 +195,9 @@ def _attack(audit: Audit, outcome: Outcome) -> list[dict[str, Any]]:
             "title": outcome.title,
             "after": None,
             "attacked": outcome.attacked,
-            "robust": Accuracy(int((outcome.standing & audit.right).sum()), len(audit.y)).to_json(),
-            "fooled": int(fell.sum()),
-            "fooled_8bit": int((fell & outcome.fooled_8bit).sum()),
+            "robust": Accuracy(int((outcome.robust & audit.right).sum()), len(audit.y)).to_json(),
+            "fooled": int(fooled.sum()),
+            "fooled_8bit": int((fooled & outcome.fooled_8bit).sum()),
             "passes": _each(outcome.forward, outcome.backward, outcome.attacked),
         },
     ]
@@ -232,7 +232,7 @@ def _classes(audit: Audit) -> list[dict[str, Any]]:
             {
                 "label": audit.labels[label],
                 "clean": Accuracy(int((audit.right & mine).sum()), count).to_json(),
-                "robust": Accuracy(int((audit.standing & mine).sum()), count).to_json(),
+                "robust": Accuracy(int((audit.robust & mine).sum()), count).to_json(),
             }
         )
     return found

@@ -63,12 +63,12 @@ def blend(field: Field, colours: Colours, most: float = 1.0) -> np.ndarray:
     """A picture (m, n, 3) in [0, 1]: the class's colour, paler where the classifier is less sure, ``most`` at its surest."""
     least = 1 / max(len(colours.labels), 2)
     strength = most * (PALEST + (1 - PALEST) * np.clip((field.confidence - least) / (1 - least), 0, 1))
-    return 1 - strength[..., None] * (1 - colours.table[field.said])
+    return 1 - strength[..., None] * (1 - colours.table[field.predicted])
 
 
 def church_window(field: Field, label: int, colours: Colours) -> np.ndarray:
     """A picture (m, n, 3) in [0, 1]: white where the class is ``label``, else the class's full colour."""
-    return np.where((field.said == label)[..., None], 1.0, colours.table[field.said])
+    return np.where((field.predicted == label)[..., None], 1.0, colours.table[field.predicted])
 
 
 def shortened(name: str, most: int = 16) -> str:

@@ -22,7 +22,7 @@ _DIVIDED = 150  # cells a side, up to which coarser ones are divided before a li
 
 def draw_toy(axes: Any, data: Toy, result: ToyResult, *, norm: str, eps: float, title: str) -> None:
     """The boundary, the points, and their eps-balls: red where a ball holds another class than the point's."""
-    colours = Colours(data.classes, [result.field.said], TOY_COLOURS)
+    colours = Colours(data.classes, [result.field.predicted], TOY_COLOURS)
     _paint(axes, result.field, blend(result.field, colours, most=0.5))  # the points stand out
     outline = ball_outline(norm, eps)
     from matplotlib.collections import PolyCollection
@@ -124,11 +124,11 @@ def draw_ascent(upper: Any, lower: Any, view: Ascent, colours: Colours, highest:
 
 def draw_strip(axes: Any, view: Ascent, colours: Colours) -> None:
     """The images along the gradient, side by side, with what the classifier says of each."""
-    for i, (image, at, said, sure) in enumerate(zip(view.images, view.at, *view.answers, strict=True)):
+    for i, (image, at, predicted, sure) in enumerate(zip(view.images, view.at, *view.answers, strict=True)):
         axes.imshow(_picture(image), extent=(1.5 * i, 1.5 * i + 1, 0, 1), cmap="gray", vmin=0, vmax=1)
-        verdict = f"step {at:.2g}\n'{colours.name(int(said))}', {sure:.0%}"
+        verdict = f"step {at:.2g}\n'{colours.name(int(predicted))}', {sure:.0%}"
         axes.text(1.5 * i + 0.5, -0.06, verdict, ha="center", va="top", fontsize="small",
-                  color=INK if said == view.label else WRONG)  # fmt: skip
+                  color=INK if predicted == view.label else WRONG)  # fmt: skip
     axes.set(xlim=(-0.25, 1.5 * len(view.images) - 0.25), ylim=(-0.5, 1.02), aspect="equal")
     axes.axis("off")
 
@@ -166,13 +166,13 @@ def _paint(axes: Any, field: Field, picture: np.ndarray) -> None:
     axes.imshow(picture, extent=field.extent, origin="lower", interpolation="nearest", aspect="auto", zorder=0)
     # Coarse cells are divided, so that the line follows their edges; fine ones are smoothed by less than a cell, so that
     # it is no staircase.
-    times = max(1, _DIVIDED // max(field.said.shape))
-    said = field.said.repeat(times, 0).repeat(times, 1)
+    times = max(1, _DIVIDED // max(field.predicted.shape))
+    predicted = field.predicted.repeat(times, 0).repeat(times, 1)
     left, right, bottom, top = field.extent
     across, up = (low + (high - low) * (np.arange(n) + 0.5) / n
-                  for low, high, n in ((left, right, said.shape[1]), (bottom, top, said.shape[0])))  # fmt: skip
-    for label in np.unique(said)[1:]:  # a line around all classes but one is a line around each
-        inside = gaussian_filter((said == label).astype(float), 0.7, mode="nearest")
+                  for low, high, n in ((left, right, predicted.shape[1]), (bottom, top, predicted.shape[0])))  # fmt: skip
+    for label in np.unique(predicted)[1:]:  # a line around all classes but one is a line around each
+        inside = gaussian_filter((predicted == label).astype(float), 0.7, mode="nearest")
         if inside.max() > 0.5 > inside.min():
             axes.contour(across, up, inside, levels=[0.5], colors=[INK], linewidths=_LINE, zorder=1)
 
@@ -183,20 +183,20 @@ def _name_regions(axes: Any, field: Field, colours: Colours, avoid: np.ndarray) 
 
     across, up = np.meshgrid(field.across, field.up)
     width = field.across[-1] - field.across[0]
-    taken = np.zeros(field.said.shape, bool)
+    taken = np.zeros(field.predicted.shape, bool)
     for place in avoid:
         taken |= (np.abs(across - place[0]) < 0.15 * width) & (np.abs(up - place[1]) < 0.11 * width)
-    for number in np.unique(field.said):
-        parts, count = label(field.said == number)  # type: ignore[misc]
+    for number in np.unique(field.predicted):
+        parts, count = label(field.predicted == number)  # type: ignore[misc]
         sizes = np.bincount(parts.ravel())[1:] if count else []
-        for part in np.flatnonzero(np.asarray(sizes) >= _LEAST_LABELLED * field.said.size) + 1:
+        for part in np.flatnonzero(np.asarray(sizes) >= _LEAST_LABELLED * field.predicted.size) + 1:
             free = np.pad((parts == part) & ~taken, 1)
             # In columns; a row counts as three, for a name is wide and low.
             room: Any = distance_transform_edt(free, sampling=(3, 1))
             room = room[1:-1, 1:-1]
             row, column = np.unravel_index(room.argmax(), room.shape)
             name = colours.name(int(number))
-            if room.max() >= (0.012 * len(name) + 0.01) * field.said.shape[1]:
+            if room.max() >= (0.012 * len(name) + 0.01) * field.predicted.shape[1]:
                 from matplotlib.patheffects import withStroke
 
                 text = axes.text(field.across[column], field.up[row], name, ha="center", va="center",

@@ -27,13 +27,13 @@ class Field:
 
     Attributes:
         across, up: (n,) and (m,) coordinates, rising.
-        said: (m, n) the class at ``(across[j], up[i])``.
+        predicted: (m, n) the class at ``(across[j], up[i])``.
         confidence: (m, n) its probability.
     """
 
     across: np.ndarray
     up: np.ndarray
-    said: np.ndarray
+    predicted: np.ndarray
     confidence: np.ndarray
 
     @property
@@ -51,13 +51,13 @@ class Path:
         steps: (n,) L2 lengths from the start.
         loss: (n,) cross-entropy at the true label.
         confidence: (n,) the probability of the true label.
-        said: (n,) the class.
+        predicted: (n,) the class.
     """
 
     steps: np.ndarray
     loss: np.ndarray
     confidence: np.ndarray
-    said: np.ndarray
+    predicted: np.ndarray
 
 
 def field(
@@ -82,8 +82,8 @@ def field(
                          "that rise")  # fmt: skip
     horizontal, vertical = np.linspace(*across, wide), np.linspace(*up, high)
     places = np.stack(np.meshgrid(horizontal, vertical), -1).reshape(-1, 2)  # (m n, 2), row by row
-    said, confidence = answers_at(classifier, plane.images, places)
-    return Field(horizontal, vertical, said.reshape(high, wide), confidence.reshape(high, wide))
+    predicted, confidence = answers_at(classifier, plane.images, places)
+    return Field(horizontal, vertical, predicted.reshape(high, wide), confidence.reshape(high, wide))
 
 
 def answers_at(
@@ -93,8 +93,8 @@ def answers_at(
     with classifier.ready():
         parts = [answers_of(classifier, images(places[start : start + classifier.batch_size]))
                  for start in range(0, len(places), classifier.batch_size)]  # fmt: skip
-    said, confidence = zip(*parts, strict=True)
-    return np.concatenate(said), np.concatenate(confidence)
+    predicted, confidence = zip(*parts, strict=True)
+    return np.concatenate(predicted), np.concatenate(confidence)
 
 
 def answers_of(classifier: Classifier, images: Tensor) -> tuple[np.ndarray, np.ndarray]:
@@ -117,7 +117,7 @@ def path(classifier: Classifier, x: Tensor, y: int, way: Tensor, steps: np.ndarr
         steps=np.asarray(steps, np.float64),
         loss=cross_entropy(logits, labels).numpy(),
         confidence=logits.softmax(1)[:, y].numpy(),
-        said=logits.argmax(1).numpy(),
+        predicted=logits.argmax(1).numpy(),
     )
 
 
@@ -134,13 +134,13 @@ def crossing(classifier: Classifier, x: Tensor, way: Tensor, farthest: float, po
     distance can be missed.
     """
     steps = np.linspace(0, farthest, points)
-    said = classifier.predict(along(x, way, steps).to(classifier.device)).cpu().numpy()
-    changed = np.flatnonzero(said != said[0])
+    predicted = classifier.predict(along(x, way, steps).to(classifier.device)).cpu().numpy()
+    changed = np.flatnonzero(predicted != predicted[0])
     if not len(changed):
         return math.inf
     low, high = steps[changed[0] - 1], steps[changed[0]]
     for _ in range(_BISECTIONS):
         middle = (low + high) / 2
         answer = classifier.predict(along(x, way, np.array([middle])).to(classifier.device)).cpu().numpy()
-        low, high = (middle, high) if answer[0] == said[0] else (low, middle)
+        low, high = (middle, high) if answer[0] == predicted[0] else (low, middle)
     return float(high)

@@ -106,7 +106,7 @@ def plane_panels(scene: Scene, classifiers: Sequence[Classifier], plane: Plane) 
         def paint(figure: Any, colours: Colours, view: Any = view) -> None:
             draw.draw_three(figure.subplots(), view, colours)
 
-        panels.append(Panel("The plane through three images", caption, [view.field.said], paint))
+        panels.append(Panel("The plane through three images", caption, [view.field.predicted], paint))
     return panels
 
 
@@ -115,10 +115,10 @@ def adversarial_panels(scene: Scene, classifiers: Sequence[Classifier], *, borro
     row = scene.three[0]
     planes = []
     for classifier in classifiers:
-        said = int(
+        predicted = int(
             classifier.predict(scene.x[row : row + 1])[0]
         )  # around an image that is wrong, what leaves that class
-        planes.append(adversarial_plane(classifier, scene.x[row], said, norm=scene.norm, eps=scene.eps, seed=scene.seed,
+        planes.append(adversarial_plane(classifier, scene.x[row], predicted, norm=scene.norm, eps=scene.eps, seed=scene.seed,
                                         index=scene.ids[row]))  # fmt: skip
     pairs = list(zip(classifiers, planes, strict=True)) + ([(classifiers[-1], planes[0])] if borrow else [])
     views = [around(classifier, scene.x[row], plane, norm=scene.norm, eps=scene.eps) for classifier, plane in pairs]
@@ -132,7 +132,7 @@ def adversarial_panels(scene: Scene, classifiers: Sequence[Classifier], *, borro
             draw.draw_directions(figure.subplots(), view, colours, scene.norm, scene.eps)
 
         title = "Along noise made for the first" if view.borrowed else "Adversarial against random noise"
-        panels.append(Panel(title, _about_directions(view, classifier.labels), [view.field.said], paint))
+        panels.append(Panel(title, _about_directions(view, classifier.labels), [view.field.predicted], paint))
     return panels
 
 
@@ -153,7 +153,7 @@ def church_panels(scene: Scene, classifiers: Sequence[Classifier]) -> list[Panel
         def paint(figure: Any, colours: Colours, view: Windows = view) -> None:
             draw.draw_windows(figure.subplots(), view, colours)
 
-        shown = [each.said[each.said != label] for each, label in zip(view.fields, view.labels, strict=True)]
+        shown = [each.predicted[each.predicted != label] for each, label in zip(view.fields, view.labels, strict=True)]
         panels.append(Panel("Church windows", _about_windows(view), shown, paint))
     return panels
 
@@ -186,7 +186,7 @@ def with_name(panel: Panel, name: str) -> Panel:
 
 
 def _about_directions(view: Directions, labels: Sequence[str]) -> str:
-    name, (computed, random) = _quoted(labels, view.said), view.changes
+    name, (computed, random) = _quoted(labels, view.predicted), view.changes
     whose = "Noise computed against the first classifier" if view.borrowed else "Noise computed to fool the classifier"
     far = f"{view.farthest:.3g} eps"
     if math.isinf(computed):
@@ -213,7 +213,7 @@ def _half(distances: np.ndarray, reach: float) -> str:
 
 
 def _about_ascent(view: Ascent, labels: Sequence[str]) -> str:
-    far, name = float(view.ascent.steps[-1]), _quoted(labels, view.said)
+    far, name = float(view.ascent.steps[-1]), _quoted(labels, view.predicted)
     lines = f"of {len(view.random)} random directions"
     random = (f"none {lines} does within {far:.2g}" if math.isinf(view.strays)
               else f"the quickest {lines} takes {view.strays:.2g}")  # fmt: skip

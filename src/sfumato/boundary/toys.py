@@ -108,8 +108,8 @@ def train_toy(data: Toy, *, norm: str = "Linf", eps: float = 0.0, seed: int = 0,
 def examine(classifier: Classifier, data: Toy, *, norm: str, eps: float, resolution: int = 201) -> ToyResult:
     """The classifier's answers over the unit square, and which balls hold another class (looked at on a fine lattice)."""
     across = np.linspace(0, 1, resolution)
-    said, confidence = answers_at(classifier, _points, np.stack(np.meshgrid(across, across), -1).reshape(-1, 2))
-    whole = Field(across, across, said.reshape(resolution, -1), confidence.reshape(resolution, -1))
+    predicted, confidence = answers_at(classifier, _points, np.stack(np.meshgrid(across, across), -1).reshape(-1, 2))
+    whole = Field(across, across, predicted.reshape(resolution, -1), confidence.reshape(resolution, -1))
     offsets = ball_lattice(norm, eps)  # (n, 2)
     places = (data.x.numpy()[:, None] + offsets).clip(0, 1)  # (N, n, 2)
     answers = answers_at(classifier, _points, places.reshape(-1, 2))[0].reshape(len(data.x), -1)

@@ -45,7 +45,7 @@ class Directions:
     Attributes:
         field: in units of eps along each direction.
         rim: (n, 2) the rim of the eps ball, in the same units.
-        said: the class at the image; ``becomes`` the one behind the boundary in the adversarial direction (None: none).
+        predicted: the class at the image; ``becomes`` the one behind the boundary in the adversarial direction (None: none).
         changes: distances, in eps, to the first change of class in the adversarial and in the random direction.
         farthest: distance, in eps, up to which a change was looked for.
         images: (3, C, H, W) the image; where the class has just changed (else at 1 eps); as far in the random direction.
@@ -55,7 +55,7 @@ class Directions:
 
     field: Field
     rim: np.ndarray
-    said: int
+    predicted: int
     becomes: int | None
     changes: tuple[float, float]
     farthest: float
@@ -88,7 +88,7 @@ class Ascent:
         ascent: the path along the gradient; random: those along random directions.
         slope: L2 length of the gradient at the image.
         change: length of the step at which the class first changes (infinite: nowhere looked at).
-        said: the class at the image; ``becomes`` the one after the change (None: none).
+        predicted: the class at the image; ``becomes`` the one after the change (None: none).
         images: (3, C, H, W) at lengths ``at`` (3,); answers: (3,) the class of each and (3,) its probability.
         label: the true one.
     """
@@ -97,7 +97,7 @@ class Ascent:
     random: list[Path]
     slope: float
     change: float
-    said: int
+    predicted: int
     becomes: int | None
     images: Tensor
     at: np.ndarray
@@ -107,7 +107,7 @@ class Ascent:
     @property
     def strays(self) -> float:
         """The shortest step on any of the random paths that leaves the image's class; infinite for none."""
-        left = [each.steps[each.said != self.said] for each in self.random]
+        left = [each.steps[each.predicted != self.predicted] for each in self.random]
         return min((float(steps[0]) for steps in left if len(steps)), default=math.inf)
 
 
@@ -133,13 +133,13 @@ def around(classifier: Classifier, x: Tensor, plane: Plane, *, norm: str, eps: f
     step = _PAST * changes[0] if math.isfinite(changes[0]) else 1.0
     places = np.array([[0.0, 0.0], [step, 0.0], [0.0, step]])
     images = plane.images(places * units)
-    said, after = (int(c) for c in answers_of(classifier, images)[0][:2])
+    predicted, after = (int(c) for c in answers_of(classifier, images)[0][:2])
     empty = Field(np.zeros(1), np.zeros(1), np.zeros((1, 1), int), np.zeros((1, 1)))
     return Directions(
         field=empty,
         rim=plane.section(norm, eps) / units,
-        said=said,
-        becomes=after if after != said else None,
+        predicted=predicted,
+        becomes=after if after != predicted else None,
         changes=(changes[0], changes[1]),
         farthest=farthest,
         images=images,
@@ -208,14 +208,14 @@ def ascent(
     at = np.array([0.0, _PAST * change if math.isfinite(change) else steps[-1] / 2, steps[-1]])
     images = along(x, way, at)
     answers = answers_of(classifier, images)
-    said, after = (int(c) for c in answers[0][:2])
+    predicted, after = (int(c) for c in answers[0][:2])
     return Ascent(
         ascent=path(classifier, x, y, way, steps),
         random=[path(classifier, x, y, each, steps) for each in random],
         slope=slope,
         change=change,
-        said=said,
-        becomes=after if after != said else None,
+        predicted=predicted,
+        becomes=after if after != predicted else None,
         images=images,
         at=at,
         answers=answers,
@@ -244,9 +244,11 @@ def chosen(
     worst = attacked(classifiers[0], x[some], y[some], norm=norm, eps=eps, steps=10, seed=seed, ids=numbers)
     sure = -torch.stack([margin(classifier.logits(x[some]), y[some]) for classifier in classifiers]).amax(0)
     margins = margin(classifiers[0].logits(worst), y[some])
-    fell = margins > 0
+    crossed = margins > 0
     typical = (
-        (sure - sure[fell].median()).abs().where(fell, torch.inf).argmin() if bool(fell.any()) else margins.argmax()
+        (sure - sure[crossed].median()).abs().where(crossed, torch.inf).argmin()
+        if bool(crossed.any())
+        else margins.argmax()
     )
     first = int(some[typical])
     rows = [first]
@@ -272,6 +274,8 @@ def _in_eps(classifier: Classifier, plane: Plane, norm: str, eps: float, reach: 
 
 def _leaves(each: Field, label: int, upward: bool) -> float:
     middle_row, middle_column = len(each.up) // 2, len(each.across) // 2
-    steps, said = (each.up, each.said[:, middle_column]) if upward else (each.across, each.said[middle_row])
-    left = steps[(steps > -1e-9) & (said != label)]
+    steps, predicted = (
+        (each.up, each.predicted[:, middle_column]) if upward else (each.across, each.predicted[middle_row])
+    )
+    left = steps[(steps > -1e-9) & (predicted != label)]
     return float(left[0]) if len(left) else math.inf

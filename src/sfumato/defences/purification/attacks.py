@@ -15,9 +15,9 @@ import torch
 from torch import Tensor
 
 from sfumato.attacks.ascent import ascend
-from sfumato.attacks.auto_pgd import Goal, auto_pgd
+from sfumato.attacks.auto_pgd import auto_pgd
 from sfumato.attacks.batching import random_start
-from sfumato.attacks.context import AttackContext
+from sfumato.attacks.context import AttackContext, Goal
 from sfumato.attacks.losses import Loss, cross_entropy, dlr, margin
 from sfumato.classifiers import Classifier
 from sfumato.core.errors import InputError
