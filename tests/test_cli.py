@@ -111,10 +111,8 @@ def test_train_says_what_comes_next(sfumato: Command, inside: Path) -> None:
 
 def test_settings_and_size_arrive(sfumato: Command, inside: Path) -> None:
     write_images(inside / "data", ("a", "b"), 4, side=20)
-    made = sfumato(
-        "train", "--data", "data", "--out", "run", "--steps", "1", "--size", "24x16", "--fit", "pad", "--preset", "tiny",
-        "--set", "batch=4", "--set", "learning_rate=1e-4", "--seed", "5",
-    )  # fmt: skip
+    options = "--steps 1 --size 24x16 --fit pad --preset tiny --set batch=4 --set learning_rate=1e-4 --seed 5"
+    made = sfumato("train", "--data", "data", "--out", "run", *options.split())
     assert made.status == 0, made.err
     described = json.loads((inside / "run" / "config.json").read_text())
     assert described["size"] == [16, 24]  # (H, W)

@@ -72,10 +72,8 @@ def test_an_interrupted_training_goes_on(sfumato: Command, inside: Path):
 def test_a_folder_with_its_own_test_images(sfumato: Command, inside: Path):
     write_images(inside / "data" / "train", ("a", "b"), 10, channels=3)
     write_images(inside / "data" / "test", ("a", "b"), 3, channels=3)
-    made = sfumato(
-        "classifier", "train", "--data", "data", "--out", "clf", "--epochs", "1", "--flip", "--shift", "2", "--size", "12",
-        "--json",
-    )  # fmt: skip
+    options = "--epochs 1 --flip --shift 2 --size 12 --json"
+    made = sfumato("classifier", "train", "--data", "data", "--out", "clf", *options.split())
     assert made.status == 0, made.err
     result = json.loads(made.out)
     assert result["test"]["data"] == "its test split" and result["test"]["count"] == 6

@@ -33,10 +33,8 @@ def models(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def test_score_writes_numbers_and_pictures(sfumato: Command, models: Path, tmp_path: Path) -> None:
     out = tmp_path / "score"
-    result = sfumato(
-        "score", models / "bars", "--data", models / "data.npz", "-n", 6, "--against", models / "noise.npz",
-        "--draws", 8, "-o", out, "--json",
-    )  # fmt: skip
+    command = ("score", models / "bars", "--data", models / "data.npz", "--against", models / "noise.npz", "-n", 6)
+    result = sfumato(*command, "--draws", 8, "-o", out, "--json")
     assert result.status == 0, result.err
     found = json.loads(result.out)
     assert found["images"] == 6 and found["network_evaluations"] == 8
@@ -94,7 +92,8 @@ def test_classify_tells_pictures_and_data(sfumato: Command, models: Path) -> Non
     found = json.loads(shown.out)
     assert found["count"] == 5 and found["low"] <= found["accuracy"] <= found["high"]
     assert 0 < found["passes_an_image"] <= 3 * 16
-    whole = sfumato("classify", models / "bars", models / "red.png", "--draws", 4, "--no-early-stop", "--label", "red", "--label", "blue", "--json")  # fmt: skip
+    few = ("--draws", 4, "--label", "red", "--label", "blue", "--no-early-stop", "--json")
+    whole = sfumato("classify", models / "bars", models / "red.png", *few)
     one = json.loads(whole.out)
     assert one["passes_an_image"] == 2 * 4 and set(one["images"][0]["shares"]) <= {"red", "blue"}
 

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from helpers.oracles import GaussianImages, UnitNoise, affine
 from sfumato import editing
-from sfumato.editing import IMAGE_TO_IMAGE, INPAINTING, SUPER_RESOLUTION, Edit, edited, level_of
+from sfumato.editing import IMAGE_TO_IMAGE, INPAINTING, SUPER_RESOLUTION, Edit, edited, start_level
 from sfumato.ladder import Ladder, pool
 from sfumato.samplers import SAMPLERS, Rung, levels_from
 
@@ -70,7 +70,7 @@ def image_map(sampler: str, images: GaussianImages, strength: float, steps: int)
 def test_image_to_image_by_the_ode_is_the_gaussian_flow(strength: float):
     """One stage: ``x' = mu + S^1/2 (S + s^2)^-1/2 (x + s e - mu)``."""
     images = exact(ONE, 2)
-    sigma = level_of(ONE, strength).sigma
+    sigma = start_level(ONE, strength).sigma
     matrix, shift, covariance = image_map("heun", images, strength, 100)
     flow = np.real(sqrtm(np.linalg.solve(images.covariance + sigma**2 * np.eye(16), images.covariance)))
     np.testing.assert_allclose(matrix, flow, atol=2e-3)
@@ -82,7 +82,7 @@ def test_image_to_image_by_the_ode_is_the_gaussian_flow(strength: float):
 def test_image_to_image_by_the_markov_chain_is_the_posterior(strength: float):
     """``E[x' | z]`` with ``z = B x + s e``, on the finest of two stages."""
     images = exact(TWO, 2)
-    stage, sigma = level_of(TWO, strength)
+    stage, sigma = start_level(TWO, strength)
     gain, blend = images.gain(stage, sigma), images.blend(stage, sigma)
     matrix, _, covariance = image_map("ancestral", images, strength, 120)
     np.testing.assert_allclose(matrix, gain @ blend, atol=0.02)
@@ -105,7 +105,7 @@ def test_images_of_the_data_stay_so(sampler: str, steps: int, tolerance: float, 
 def test_strength_runs_from_the_image_to_the_foot_without_a_leap():
     """Noise in the units of the finest stage (pooling halves it) rises with strength, across the stages too."""
     strengths = np.linspace(0.001, 1, 400)
-    levels = [level_of(THREE, float(s)) for s in strengths]
+    levels = [start_level(THREE, float(s)) for s in strengths]
     assert levels[-1] == (0, THREE.jumps[0])
     assert {level.stage for level in levels} == {0, 1, 2}
     noise = np.log([level.sigma * 2.0 ** (2 - level.stage) for level in levels])

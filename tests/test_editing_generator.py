@@ -14,7 +14,7 @@ from torch import Tensor
 from helpers.generators import random_generator
 from sfumato.conditions import Condition, Kinds
 from sfumato.core.errors import InputError
-from sfumato.editing import IMAGE_TO_IMAGE, INPAINTING, SUPER_RESOLUTION, edit, edited, level_of, plan
+from sfumato.editing import IMAGE_TO_IMAGE, INPAINTING, SUPER_RESOLUTION, edit, edited, plan, start_level
 from sfumato.generator import Generator
 from sfumato.ladder import Ladder, pool
 from sfumato.samplers import SAMPLERS
@@ -140,7 +140,7 @@ def test_a_network_for_each_rung_begins_at_one(picture: Tensor, mask: Tensor):
     rung = random_generator(size=(8, 16), sharing="rung", rungs="2,3", target="z_next")
     for strength in (0.05, 0.4, 0.5, 0.55, 0.9):
         assert edit(rung, picture, 1, strength=strength).shape == (1, 1, 8, 16)
-        asked, planned = level_of(rung.ladder, strength), plan(rung.ladder, picture, strength)
+        asked, planned = start_level(rung.ladder, strength), plan(rung.ladder, picture, strength)
         begun = next(rung.trace(1, "shirt", through=lambda method, p=planned: edited(method, p, on_rungs=True)))
         apart = [abs(s / (1 + s) - asked.sigma / (1 + asked.sigma)) for s in rung.denoiser.rungs[asked.stage][:-1]]
         assert begun.stage == asked.stage and begun.sigma == rung.denoiser.rungs[asked.stage][int(np.argmin(apart))]

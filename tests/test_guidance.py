@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from sfumato.core.errors import InputError
-from sfumato.guidance import Guidance, dynamic_threshold, guided, push, rescale
+from sfumato.guidance import Guidance, cfg, dynamic_threshold, guided, rescale
 from sfumato.samplers import Denoise
 
 C, U = torch.randn(2, 5, 3, 8, 8, generator=torch.Generator().manual_seed(0))
@@ -32,7 +32,7 @@ def run(guidance: Guidance, sigma: float = 1.0) -> tuple[Tensor, int]:
 def test_guidance_is_u_plus_g_times_the_difference(scale: float):
     out, calls = run(Guidance(scale))
     torch.testing.assert_close(out, U + scale * (C - U))
-    torch.testing.assert_close(push(C, U, scale), U + scale * (C - U))
+    torch.testing.assert_close(cfg(C, U, scale), U + scale * (C - U))
     assert calls == 1
 
 

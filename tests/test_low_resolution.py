@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from helpers.oracles import TINY, coarse_matrix, pictures
 from sfumato.conditions import Condition, Kinds
 from sfumato.conditions.low_resolution import LEVELS, LowResolution
-from sfumato.conditions.sources import Labels
+from sfumato.conditions.sources import ClassLabels
 from sfumato.config import Config
 from sfumato.core.errors import InputError
 from sfumato.denoisers import Denoiser
@@ -28,7 +28,7 @@ def told() -> tuple[Tensor, Condition]:
     data = pictures(count=12)
     index = np.arange(600) % 12
     x = 2 * data.pixels(index) - 1
-    return x, LowResolution(Labels(data), 1).batch(index, x, torch.Generator().manual_seed(0))
+    return x, LowResolution(ClassLabels(data), 1).batch(index, x, torch.Generator().manual_seed(0))
 
 
 def noise_of(x: Tensor, c: Condition) -> Tensor:
@@ -70,17 +70,18 @@ def test_what_else_is_told_stays(told: tuple[Tensor, Condition]):
 
 
 def test_kinds_and_identity():
-    source = LowResolution(Labels(pictures()), 1)
+    source = LowResolution(ClassLabels(pictures()), 1)
     assert source.kinds == Kinds(classes=3, image=1)
     assert source.identity() == {"levels": list(LEVELS)}
-    assert source.identity() != LowResolution(Labels(pictures()), 1, (0.1, 1.0)).identity()
+    assert source.identity() != LowResolution(ClassLabels(pictures()), 1, (0.1, 1.0)).identity()
 
 
 def test_the_same_stream_gives_the_same_condition():
     data = pictures()
     x = 2 * data.pixels(slice(0, 4)) - 1
     one, same, other = (
-        LowResolution(Labels(data), 1).batch(np.arange(4), x, torch.Generator().manual_seed(seed)) for seed in (1, 1, 2)
+        LowResolution(ClassLabels(data), 1).batch(np.arange(4), x, torch.Generator().manual_seed(seed))
+        for seed in (1, 1, 2)
     )
     assert torch.equal(one.image, same.image) and torch.equal(one.level, same.level)  # type: ignore[arg-type]
     assert not torch.equal(one.image, other.image)  # type: ignore[arg-type]

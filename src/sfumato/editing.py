@@ -1,6 +1,6 @@
 """Editing with a generator that was trained for none of it: image to image, inpainting, super-resolution.
 
-All three are the ladder's own climb, begun at a rung that holds the given image instead of at pure noise, and with what is
+All three are the ladder's own sampling, begun at a rung that holds the given image instead of at pure noise, and with what is
 known put into each predicted clean image x^. Where x^ is right, every step of every sampler leaves the state on
 ``B x + s e``: so the known part of z stays the given image, noised to the level and shrunk to the stage at hand, across
 the jumps too, and samplers know nothing of it.
@@ -32,7 +32,7 @@ from sfumato.samplers import Denoise, Noise, ResumedNoise, Rung, Sampler
 Picture = str | Path | Image.Image | Tensor  # a file; an open image; (C, H, W) or (1, C, H, W) in [0, 1]
 
 STRENGTH = 0.6  # of image to image, where none is asked for
-# Of inpainting, where it is not said. Fashion-MNIST, holes of a sixth to a half: against 0 the squared error falls by a
+# Of inpainting, where nothing is asked for. Fashion-MNIST, holes of a sixth to a half: against 0 the squared error falls by a
 # tenth to a quarter, for twice the time; 4 takes three times as long, for little more.
 RESAMPLE = 2
 IMAGE_TO_IMAGE, INPAINTING, SUPER_RESOLUTION = "image to image", "inpainting", "super-resolution"
@@ -99,7 +99,7 @@ def plan(ladder: Ladder, image: Picture, strength: float | None = None, mask: Pi
         if bool(known.all()):
             raise InputError(
                 f"{stencil} has no white in it, or too little to be seen at {ladder.size[1]}x{ladder.size[0]}, so there is "
-                "nothing to paint: make white what is to be new"
+                "nothing to inpaint: make white what is to be new"
             )
         full = _fitted(given, ladder.size, ladder.channels)
         return Edit(INPAINTING, full, finest, 1.0 if strength is None else float(strength), known)
@@ -110,7 +110,7 @@ def plan(ladder: Ladder, image: Picture, strength: float | None = None, mask: Pi
     return Edit(IMAGE_TO_IMAGE, full, finest, STRENGTH if strength is None else float(strength))
 
 
-def level_of(ladder: Ladder, strength: float) -> Level:
+def start_level(ladder: Ladder, strength: float) -> Level:
     """The rung whose noise a strength over 0 stands for, 1 being the ladder's foot.
 
     Each stage has an equal share of strength, and within it strength is linear in flow time ``n = s / (1 + s)``, as the
@@ -146,8 +146,8 @@ def keep(denoise: Denoise, ladder: Ladder, x: Tensor, known: Tensor) -> Denoise:
         parts.append((f * ladder.shrink(known * x, stage) / share.clamp_min(1e-6), 1 - f))
 
     def kept(z: Tensor, sigma: float, stage: int) -> Tensor:
-        told, free = parts[stage]
-        return told + free * denoise(z, sigma, stage)
+        fixed, free = parts[stage]
+        return fixed + free * denoise(z, sigma, stage)
 
     return kept
 
@@ -192,7 +192,7 @@ def _up(x: Tensor, halvings: int) -> Tensor:
     return x
 
 
-# -- the climb --------------------------------------------------------------------------------------------------------------
+# -- the sampler that edits --------------------------------------------------------------------------------------------------------------
 
 
 def edited(sampler: Sampler, edit: Edit, resample: int = 0, on_rungs: bool = False) -> Sampler:
@@ -200,9 +200,9 @@ def edited(sampler: Sampler, edit: Edit, resample: int = 0, on_rungs: bool = Fal
 
     * image to image: SDEdit (Meng et al. 2021, arXiv 2108.01073), begun at ``ladder.marginal`` of the image.
     * inpainting: the same with ``keep``; RePaint (Lugmayr et al. 2022, arXiv 2201.09865), but for the known part's states,
-      which come from one chain and are not drawn anew at every level. ``resample`` times the lower half of each stage is
-      noised and climbed again (its section 4.2): what was painted while the known part was hidden in more noise is
-      painted again with it in clearer view.
+      which come from one chain and are not drawn again at every level. ``resample`` times the lower half of each stage is
+      noised and denoised again (its section 4.2): what was inpainted while the known part was hidden in more noise is
+      inpainted again with it in clearer view.
     * super-resolution: begun by the exact jump from the small image at the end of its stage, with ``agree``.
 
     Args:
@@ -212,9 +212,9 @@ def edited(sampler: Sampler, edit: Edit, resample: int = 0, on_rungs: bool = Fal
         InputError: the sampler cannot begin halfway.
     """
 
-    def climb(denoise: Denoise, ladder: Ladder, noise: Noise, steps: Sequence[int]) -> Iterator[Rung]:
+    def sampled(denoise: Denoise, ladder: Ladder, noise: Noise, steps: Sequence[int]) -> Iterator[Rung]:
         levels = ladder.levels(steps)
-        level, z, told = _begin(edit, denoise, ladder, noise, levels if on_rungs else None)
+        level, z, constrained = _begin(edit, denoise, ladder, noise, levels if on_rungs else None)
         for stage in range(level.stage, ladder.stages):
             if stage > level.stage:
                 level = Level(stage, ladder.jumps[stage])
@@ -224,7 +224,7 @@ def edited(sampler: Sampler, edit: Edit, resample: int = 0, on_rungs: bool = Fal
                 if again:
                     level = Level(stage, half)
                     z = ladder.add_noise(z, stage, ladder.ends[stage], half, noise(ladder.shape(stage)))
-                for i, rung in enumerate(sampler(told, ladder, ResumedNoise(noise, level, z), steps)):
+                for i, rung in enumerate(sampler(constrained, ladder, ResumedNoise(noise, level, z), steps)):
                     if i == 0 and (rung.stage, rung.sigma) != level:
                         raise InputError("this sampler cannot begin at an image: choose another, such as dpmpp-2m")
                     yield rung
@@ -232,19 +232,19 @@ def edited(sampler: Sampler, edit: Edit, resample: int = 0, on_rungs: bool = Fal
                         z = rung.z
                         break
 
-    return climb
+    return sampled
 
 
 def _begin(
     edit: Edit, denoise: Denoise, ladder: Ladder, noise: Noise, rungs: list[list[float]] | None
 ) -> tuple[Level, Tensor, Denoise]:
-    """The level at which an edit begins, the state there, and the denoiser that is told what is known."""
+    """The level at which an edit begins, the state there, and the denoiser with what is known put into its x^."""
     if edit.kind == SUPER_RESOLUTION:
         e, stage = noise(ladder.shape(edit.stage)), edit.stage + 1
         small = 2 * edit.image[None].to(e) - 1
         z = ladder.jump(small + ladder.ends[edit.stage] * e, stage, noise(ladder.shape(stage)))
         return Level(stage, ladder.jumps[stage]), z, agree(denoise, small, edit.stage)
-    level = level_of(ladder, edit.strength)
+    level = start_level(ladder, edit.strength)
     if rungs is not None:
         time = level.sigma / (1 + level.sigma)
         level = Level(level.stage, min(rungs[level.stage][:-1], key=lambda sigma: abs(sigma / (1 + sigma) - time)))
@@ -253,7 +253,7 @@ def _begin(
     if edit.known is None:
         return level, ladder.marginal(x, *level, e), denoise
     known = edit.known[None].to(e)
-    seen = known * x if edit.strength == 1 else x  # at full strength nothing shows of what is to be painted
+    seen = known * x if edit.strength == 1 else x  # at full strength nothing shows of what is to be inpainted
     return level, ladder.marginal(seen, *level, e), keep(denoise, ladder, x, known)
 
 

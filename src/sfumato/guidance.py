@@ -16,7 +16,7 @@ from sfumato.samplers import Denoise
 
 @dataclass(frozen=True)
 class Guidance:
-    """How strongly, and where on the ladder, the condition is pressed.
+    """How strongly, and where on the ladder, guidance acts.
 
     Args:
         scale: g of ``u + g (c - u)``; 1 is off.
@@ -44,7 +44,7 @@ class Guidance:
             raise InputError(f"threshold {self.threshold} is impossible: give a percentile from 0 to 1, such as 0.995")
 
 
-def push(conditional: Tensor, unconditional: Tensor, scale: float) -> Tensor:
+def cfg(conditional: Tensor, unconditional: Tensor, scale: float) -> Tensor:
     """``u + g (c - u)``: classifier-free guidance (Ho and Salimans 2022), or autoguidance when u is a weaker network's."""
     return torch.lerp(unconditional, conditional, scale)
 
@@ -76,7 +76,7 @@ def guided(conditional: Denoise, unconditional: Denoise | None, guidance: Guidan
         x_hat = conditional(z, sigma, stage)
         if unconditional is not None and guidance.scale != 1 and low <= sigma <= high:
             plain = x_hat
-            x_hat = push(plain, unconditional(z, sigma, stage), guidance.scale)
+            x_hat = cfg(plain, unconditional(z, sigma, stage), guidance.scale)
             if guidance.rescale:
                 x_hat = rescale(x_hat, plain, guidance.rescale)
         return dynamic_threshold(x_hat, guidance.threshold) if guidance.threshold else x_hat

@@ -92,7 +92,7 @@ def show(lines: Sequence[str], result: Mapping[str, Any], as_json: bool) -> None
 
 
 def stderr() -> Console:
-    """Standard error as rich sees it now (made anew, for tests and pipes put others in its place)."""
+    """Standard error as rich sees it now (made each time, for tests and pipes put others in its place)."""
     from rich.console import Console
 
     return Console(stderr=True, highlight=False)

@@ -66,11 +66,14 @@ def read_picture(path: Path, ladder: Ladder, fit: str | None = None) -> Tensor:
         raise InputError(f"{str(path)!r} cannot be used: {error}; give an image that opens") from None
     height, width = ladder.size
     if fit is None and image.size != (width, height):
-        raise InputError(f"{str(path)!r} is {image.width}x{image.height}, the model makes {width}x{height}: bring it to that "
-                         "size, or give a model of its own")  # fmt: skip
+        raise InputError(
+            f"{str(path)!r} is {image.width}x{image.height}, the model makes {width}x{height}: bring it to that size, "
+            "or give a model of its own"
+        )
     if ladder.channels == 1 and image.mode == "RGB" and np.ptp(np.asarray(image), axis=2).any():
-        raise InputError(f"{str(path)!r} is a colour image, the model makes grey ones: give a model that was trained "
-                         "on images in colour")  # fmt: skip
+        raise InputError(
+            f"{str(path)!r} is a colour image, the model makes grey ones: give a model that was trained on images in colour"
+        )
     array = fit_image(image.convert(_MODES[ladder.channels]), ladder.size, fit or "crop")  # (H, W, C)
     return torch.from_numpy(array.copy()).permute(2, 0, 1).float() / 255
 

@@ -57,7 +57,7 @@ def purify(
 
 
 def purifier_of(generator: Generator, sigma: float | None, steps: int | None, sampler: str = "euler") -> Purifier:
-    """The purifier that was asked for; where steps were not, no fewer than there are stages to climb."""
+    """The purifier that was asked for; where steps were not, no fewer than there are stages on the way."""
     from sfumato.defences.purification.purifier import SIGMA, STEPS, Purifier, level_of
 
     sigma = SIGMA if sigma is None else sigma

@@ -77,10 +77,10 @@ def train(
     except KeyboardInterrupt:
         kept = f"stopped after step {last.step}" if last else "stopped before the first step"
         raise Interrupted(f"{kept}: re-run the command to resume") from None
-    told = f" --label {shlex.quote(dataset.classes[0])}" if dataset.classes else ""
+    given = f" --label {shlex.quote(dataset.classes[0])}" if dataset.classes else ""
     if dataset.captions is not None:
-        told = f" --prompt {shlex.quote(dataset.captions[0][0])}"
-    follow = f"sfumato sample {shlex.quote(str(out))}{told} -n 16 -o samples.png"
+        given = f" --prompt {shlex.quote(dataset.captions[0][0])}"
+    follow = f"sfumato sample {shlex.quote(str(out))}{given} -n 16 -o samples.png"
     show(_lines(out, str(budget), last, follow), _result(out, last, follow), common.json)
 
 
@@ -116,7 +116,7 @@ class TrainingDisplay:
         self.title = title
         self.console = stderr()
         self.first: Progress | None = None
-        self.said = time.monotonic()
+        self.last_line = time.monotonic()
 
     def __enter__(self) -> TrainingDisplay:
         from rich.progress import BarColumn, TextColumn
@@ -145,8 +145,8 @@ class TrainingDisplay:
                 say(f"going on after step {progress.step - 1:,}")
         text = self.text(progress)
         self.bar.update(self.task, completed=progress.fraction, description=text)
-        if not self.console.is_terminal and time.monotonic() - self.said >= LINE_SECONDS:
-            self.said = time.monotonic()
+        if not self.console.is_terminal and time.monotonic() - self.last_line >= LINE_SECONDS:
+            self.last_line = time.monotonic()
             say(f"{progress.fraction:.0%}, {text}")
 
     def text(self, progress: Progress) -> str:

@@ -1,4 +1,4 @@
-"""What a model can be told: labels, texts, vectors, low-resolution images."""
+"""What a model can be conditioned on: labels, texts, vectors, low-resolution images."""
 
 from sfumato.conditions.condition import Condition, Kinds
 

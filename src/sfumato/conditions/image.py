@@ -36,9 +36,8 @@ class ConvEncoder(nn.Module):
 
     def __init__(self, channels: int) -> None:
         super().__init__()
-        layers: list[nn.Module] = [
-            nn.Conv2d(channels, CHANNELS[0], 4, stride=2, padding=1, bias=False), nn.BatchNorm2d(CHANNELS[0]), nn.ReLU(),
-        ]  # fmt: skip
+        first = nn.Conv2d(channels, CHANNELS[0], 4, stride=2, padding=1, bias=False)
+        layers: list[nn.Module] = [first, nn.BatchNorm2d(CHANNELS[0]), nn.ReLU()]
         for before, here in pairwise(CHANNELS):
             layers += [_Halving(before, here, 3, padding=1, bias=False), nn.BatchNorm2d(here), _Block(here)]
         self.body = nn.Sequential(*layers, nn.BatchNorm2d(CHANNELS[-1]), nn.ReLU(), nn.AdaptiveAvgPool2d(4))
@@ -65,10 +64,11 @@ class _Block(nn.Module):
 
     def __init__(self, channels: int) -> None:
         super().__init__()
-        self.inner = nn.Sequential(
-            nn.BatchNorm2d(channels), nn.ReLU(), nn.Conv2d(channels, channels, 3, padding=1, bias=False),
-            nn.BatchNorm2d(channels), nn.ReLU(), nn.Conv2d(channels, channels, 3, padding=1, bias=False),
-        )  # fmt: skip
+        layers: list[nn.Module] = []
+        for _ in range(2):
+            convolution = nn.Conv2d(channels, channels, 3, padding=1, bias=False)
+            layers += [nn.BatchNorm2d(channels), nn.ReLU(), convolution]
+        self.inner = nn.Sequential(*layers)
 
     def forward(self, x: Tensor) -> Tensor:
         return x + self.inner(x)
@@ -149,8 +149,8 @@ class ImageTextModel(nn.Module):
 
     def of_latents(self, latents: Latents) -> Tensor:
         """What the language model made of B texts -> (B, width) of unit length."""
-        told = Latents(*(part.to(self.device) for part in latents))
-        return F.normalize(self.text_head(told).float(), dim=1)
+        here = Latents(*(part.to(self.device) for part in latents))
+        return F.normalize(self.text_head(here).float(), dim=1)
 
     @torch.no_grad()
     def images(self, pixels: Tensor) -> Tensor:
@@ -171,10 +171,8 @@ class ImageTextModel(nn.Module):
 
     def description(self) -> dict[str, Any]:
         """Everything but the tensors, ready for JSON."""
-        return {
-            "kind": "image-text", "format": FORMAT, "channels": self.channels, "text": self.text,
-            "text_width": self.text_width, "width": self.width,
-        }  # fmt: skip
+        own = {name: getattr(self, name) for name in ("channels", "text", "text_width", "width")}
+        return {"kind": "image-text", "format": FORMAT, **own}
 
     def saved_tensors(self) -> dict[str, Tensor]:
         """The weights and averages of what is trained."""
@@ -238,8 +236,8 @@ class TransformersClip:
                 max_length=longest,
                 return_tensors="pt",
             )
-            told = {key: coded[key].to(self.model.device) for key in ("input_ids", "attention_mask")}
-            pooled = self.model.text_model(**told).pooler_output
+            inputs = {key: coded[key].to(self.model.device) for key in ("input_ids", "attention_mask")}
+            pooled = self.model.text_model(**inputs).pooler_output
             parts.append(F.normalize(self.model.text_projection(pooled).float(), dim=1).cpu())
         return torch.cat(parts)
 

@@ -1,4 +1,4 @@
-"""An image to be enlarged, as a condition: noisy, and its noise level told (Ho et al. 2021, arXiv 2106.15282, section 4.2).
+"""An image to be enlarged, as a condition: noisy, and its noise level given (Ho et al. 2021, arXiv 2106.15282, section 4.2).
 
 A super-resolution model that was trained on perfect small images trusts the flaws of those that a base model draws.
 With noise-conditioning augmentation it learns from small images at every level of noise; at a little noise, flaws of
@@ -33,20 +33,20 @@ def enlarged(small: Tensor, level: Tensor, noise: Tensor) -> Tensor:
 
 
 class LowResolution:
-    """Each image's own half-sized version, at a random level of noise, beside what another source tells.
+    """Each image's own half-sized version, at a random level of noise, beside the condition of another source.
 
     Args:
-        told: labels, captions, or whatever else the images are told.
+        source: labels, captions, or whatever else the images are conditioned on.
         channels: of the images.
         levels: the lowest and the highest noise level; drawn uniformly in flow time.
     """
 
-    def __init__(self, told: Source, channels: int, levels: tuple[float, float] = LEVELS) -> None:
-        self.kinds = replace(told.kinds, image=channels)
-        self.told, self.levels = told, levels
+    def __init__(self, source: Source, channels: int, levels: tuple[float, float] = LEVELS) -> None:
+        self.kinds = replace(source.kinds, image=channels)
+        self.source, self.levels = source, levels
 
     def batch(self, index: np.ndarray, x: Tensor, generator: torch.Generator) -> Condition:
-        c = self.told.batch(index, x, generator)
+        c = self.source.batch(index, x, generator)
         low, high = flow_time(torch.tensor(self.levels))
         # Not stratified over the batch: the noise levels of x are, in the same order, and the two must be independent.
         level = from_flow_time(low + (high - low) * torch.rand(len(x), generator=generator))
@@ -55,4 +55,4 @@ class LowResolution:
         return replace(c, image=enlarged(pool(x), level, noise), level=level)
 
     def identity(self) -> dict[str, Any]:
-        return self.told.identity() | {"levels": list(self.levels)}
+        return self.source.identity() | {"levels": list(self.levels)}

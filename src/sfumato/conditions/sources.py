@@ -1,4 +1,4 @@
-"""What each image of a training set is told with: its label, its caption, a vector."""
+"""The condition of each image of a training set: its label, its caption, a vector."""
 
 from __future__ import annotations
 
@@ -12,8 +12,6 @@ from torch import Tensor
 from sfumato.conditions.condition import Condition, Kinds
 from sfumato.conditions.text import LatentStore, find_encoder
 from sfumato.data import ImageSet
-
-Progress = Callable[[int, int], None]
 
 
 class Source(Protocol):
@@ -30,7 +28,7 @@ class Source(Protocol):
         ...
 
 
-class Labels:
+class ClassLabels:
     """The class of each image; nothing where the set has none."""
 
     def __init__(self, data: ImageSet) -> None:
@@ -52,10 +50,10 @@ class Captions:
     Args:
         data: with captions.
         encoder: the language model's name, see ``text.find_encoder``.
-        progress: told (texts done, texts in all) where latents are computed.
+        progress: called with (texts done, texts in all) where latents are computed.
     """
 
-    def __init__(self, data: ImageSet, encoder: str, progress: Progress | None = None) -> None:
+    def __init__(self, data: ImageSet, encoder: str, progress: Callable[[int, int], None] | None = None) -> None:
         assert data.captions is not None
         model = find_encoder(encoder)
         self.kinds = Kinds(vector=model.width, tokens=model.width)
@@ -78,6 +76,6 @@ def draw_texts(captions: Sequence[tuple[str, ...]], index: np.ndarray, generator
     return [texts[int(w * len(texts))] for texts, w in zip(choices, which, strict=True)]
 
 
-def source_of(data: ImageSet, encoder: str, progress: Progress | None = None) -> Source:
+def source_of(data: ImageSet, encoder: str, progress: Callable[[int, int], None] | None = None) -> Source:
     """Captions where the set has them, else labels."""
-    return Labels(data) if data.captions is None else Captions(data, encoder, progress)
+    return ClassLabels(data) if data.captions is None else Captions(data, encoder, progress)

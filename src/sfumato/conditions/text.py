@@ -61,10 +61,8 @@ class TextEncoder:
     def __call__(self, texts: Sequence[str]) -> Latents:
         """The latents of some texts, in one batch; only the first ``LONGEST`` tokens of a text are read."""
         limit = min(LONGEST, getattr(self.model.config, "max_position_embeddings", LONGEST))
-        coded = self.tokenizer(
-            list(texts), padding=True, truncation=True, max_length=limit, return_tensors="pt",
-            return_overflowing_tokens=False,
-        )  # fmt: skip
+        cut = {"truncation": True, "max_length": limit, "return_overflowing_tokens": False}
+        coded = self.tokenizer(list(texts), padding=True, return_tensors="pt", **cut)
         mask = coded["attention_mask"].bool()
         found = self.model(input_ids=coded["input_ids"], attention_mask=coded["attention_mask"])
         tokens = found.last_hidden_state.float() * mask[:, :, None]
@@ -157,7 +155,7 @@ class LatentStore:
     Args:
         texts: all of them; repeated ones are kept once.
         encoder: the language model.
-        progress: told (texts done, texts in all) while they are computed.
+        progress: called with (texts done, texts in all) while they are computed.
     """
 
     def __init__(

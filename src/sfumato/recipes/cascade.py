@@ -1,7 +1,7 @@
 """The classic cascade: a base model draws small images, further models enlarge them (Ho et al. 2021, arXiv 2106.15282).
 
-Each model is a diffusion model of its own, from pure noise at its own resolution, and each is told the label or the
-text. An enlarging model is also shown the small image, noisy (``conditions.low_resolution``). With captions this is
+Each model is a diffusion model of its own, from pure noise at its own resolution, and each is conditioned on the label or
+the text. An enlarging model is also shown the small image, noisy (``conditions.low_resolution``). With captions this is
 Imagen as published (Saharia et al. 2022); ``sfumato train --recipe imagen`` does the same work in one chain.
 """
 
@@ -12,6 +12,7 @@ import json
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -23,7 +24,7 @@ from sfumato.core import checkpoint
 from sfumato.core.errors import InputError
 from sfumato.core.files import atomic_write
 from sfumato.core.streams import mix_seed
-from sfumato.generator import Generator, check_counts, to_pixels
+from sfumato.generator import Generator, Sampling, check_counts, to_pixels
 from sfumato.guidance import Guidance
 from sfumato.ladder import Ladder
 from sfumato.recipes.registry import CONFIG, LOADERS
@@ -73,7 +74,7 @@ class Cascade:
         for name, model in zip(names, self.models, strict=True):
             model.save(Path(path) / name)
         sizes = tuple(model.ladder.size for model in self.models)
-        Stored(names, sizes, self.level).write(Path(path))
+        CascadeFile(names, sizes, self.level).write(Path(path))
 
     @property
     def ladder(self) -> Ladder:
@@ -82,7 +83,7 @@ class Cascade:
 
     @property
     def kinds(self) -> Kinds:
-        """The parts of c that the base model was trained with: labels and texts are told to all models."""
+        """The parts of c that the base model was trained with: all models get the same labels and texts."""
         return self.models[0].kinds
 
     @property
@@ -98,7 +99,7 @@ class Cascade:
         return self.models[0].labels(n, label)
 
     def condition(self, n: int, label: Labels = None, prompt: Prompts = None, first: int = 0) -> Condition:
-        """What n images are told, as ``Generator.condition``."""
+        """The condition of n images, as ``Generator.condition``."""
         return self.models[0].condition(n, label, prompt, first)
 
     def sample(
@@ -108,27 +109,24 @@ class Cascade:
         *,
         prompt: Prompts = None,
         condition: Condition | None = None,
-        steps: int | Sequence[int] | None = None,
-        sampler: str | None = None,
-        guidance: float | Guidance | None = None,
-        weak: object = None,
         level: float | None = None,
-        seed: int = 0,
         batch_size: int = 64,
         progress: Callable[[int, int], None] | None = None,
+        **how: Any,
     ) -> Tensor:
-        """Draw n images; what is not said here is as in ``Generator.sample`` and ``Generator.trace``.
+        """Draw n images; the rest is as in ``Generator.sample`` and ``Generator.trace``.
 
         Args:
-            steps: of each model, or one number for each of them, base first.
-            guidance: of all models.
             level: of the noise on a small image when it is enlarged; None takes the cascade's own.
+            how: as in ``generator.Sampling``, of all models; ``steps`` may be one number for each of them, base first.
 
         Returns:
             (n, C, H, W) float32 in [0, 1], on the CPU. Image i is the same in any batch.
         """
         check_counts(n, batch_size)
-        if weak is not None:
+        asked = Sampling(**how)
+        steps = asked.steps
+        if asked.weak is not None:
             raise InputError("a weak model cannot guide a cascade, which has a model for each size: leave it out")
         level = check_level(self.level if level is None else level)
         counts = [steps] * len(self.models) if steps is None or isinstance(steps, int) else list(steps)
@@ -136,20 +134,18 @@ class Cascade:
             raise InputError(
                 f"steps {tuple(counts)} do not fit {len(self.models)} models: give one number, or one for each"
             )
-        told = self.condition(n, label, prompt) if condition is None else condition
+        condition = self.condition(n, label, prompt) if condition is None else condition
         pictures = []
         for first in range(0, n, batch_size):
             chosen = range(first, min(first + batch_size, n))
-            c = told[slice(first, chosen.stop)].to(self.device)
+            c = condition[slice(first, chosen.stop)].to(self.device)
             image = Tensor()
             for i, (model, count) in enumerate(zip(self.models, counts, strict=True)):
                 if i:
-                    c = replace(c, **self._small(image, model, level, Noise(_seed(seed, i, 1), chosen, self.device)))
-                rungs = model.trace(
-                    len(chosen), condition=c, steps=count, sampler=sampler, guidance=guidance, seed=_seed(seed, i),
-                    first=first,
-                )  # fmt: skip
-                for rung in rungs:
+                    noise = Noise(_seed(asked.seed, i, 1), chosen, self.device)
+                    c = replace(c, **self._small(image, model, level, noise))
+                own = vars(asked) | {"steps": count, "seed": _seed(asked.seed, i)}
+                for rung in model.trace(len(chosen), condition=c, first=first, **own):
                     image = rung.x_hat
             pictures.append(to_pixels(image).cpu())
             if progress is not None:
@@ -162,7 +158,7 @@ class Cascade:
         return {"image": enlarged(image.float().clamp(-1, 1), levels, noise(model.ladder.shape(0))), "level": levels}
 
     def trace(self, *_: object, **__: object) -> Iterator[Rung]:
-        """A cascade begins anew from noise at each size: there is no one chain to show."""
+        """A cascade begins from new noise at each size: there is no one chain to show."""
         raise InputError(
             "a cascade is no single chain, of which a film could be made: film one of its models, such as its base/"
         )
@@ -187,7 +183,7 @@ def names_of(count: int) -> tuple[str, ...]:
 
 
 @dataclass(frozen=True)
-class Stored:
+class CascadeFile:
     """``config.json``: the sub-folders of the models, base first, their (height, width), and the level in sampling."""
 
     models: tuple[str, ...]
@@ -200,7 +196,7 @@ class Stored:
         atomic_write(folder / CONFIG, json.dumps(parts, indent=2) + "\n")
 
 
-def read(folder: Path) -> Stored | None:
+def read(folder: Path) -> CascadeFile | None:
     """What a folder's ``config.json`` says of a cascade; None where there is none, or one of something else."""
     file = folder / CONFIG
     if not file.is_file():
@@ -212,7 +208,7 @@ def read(folder: Path) -> Stored | None:
         if found["format"] != FORMAT:
             raise InputError(f"{file} is of format {found['format']}, this sfumato reads format {FORMAT}: update it")
         sizes = tuple((int(height), int(width)) for height, width in found["sizes"])
-        stored = Stored(tuple(found["models"]), sizes, check_level(float(found["level"])))
+        stored = CascadeFile(tuple(found["models"]), sizes, check_level(float(found["level"])))
         if stored.models != names_of(len(sizes)):
             raise ValueError(f"models {stored.models}")
         return stored

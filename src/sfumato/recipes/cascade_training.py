@@ -20,7 +20,7 @@ from sfumato.data import ImageSet, load
 from sfumato.engine.budget import Budget
 from sfumato.ladder import pool
 from sfumato.recipes import imagen
-from sfumato.recipes.cascade import LEVEL, NAME, Stored, check_level, names_of, read
+from sfumato.recipes.cascade import LEVEL, NAME, CascadeFile, check_level, names_of, read
 from sfumato.recipes.registry import CONFIG, RECIPES, PartProgress, in_turn
 from sfumato.training import Progress, training_steps
 
@@ -66,7 +66,7 @@ def train(
     names = names_of(halvings + 1)
     chosen = _by_model({**(imagen.DEFAULTS if dataset.captions is not None else {}), **given}, names)
     sets = [_shrunk(dataset, halvings - i) for i in range(len(names))]
-    stored = Stored(names, tuple(one.size for one in sets), level)
+    stored = CascadeFile(names, tuple(one.size for one in sets), level)
     _check_folder(out, stored)
     encoder = {config_of(one.size, preset).with_settings(own).text for one, own in zip(sets, chosen, strict=True)}
     if len(encoder) > 1:
@@ -84,7 +84,7 @@ def train(
     return _steps(dict(zip(names, parts, strict=True)), out, stored)
 
 
-def _steps(parts: Mapping[str, Iterator[Progress]], out: Path, stored: Stored) -> Iterator[PartProgress]:
+def _steps(parts: Mapping[str, Iterator[Progress]], out: Path, stored: CascadeFile) -> Iterator[PartProgress]:
     stored.write(out)
     ends = accumulate(_shares(len(parts)))
     yield from in_turn((name, end, part) for (name, part), end in zip(parts.items(), ends, strict=True))
@@ -162,7 +162,7 @@ def _shrunk(data: ImageSet, halvings: int) -> ImageSet:
     return replace(data, images=np.concatenate(parts))
 
 
-def _check_folder(out: Path, stored: Stored) -> None:
+def _check_folder(out: Path, stored: CascadeFile) -> None:
     """A folder that holds something else is not written into."""
     if (out / checkpoint.MODEL).exists():
         raise InputError(f"{out} holds another run, a single model: give another --out")

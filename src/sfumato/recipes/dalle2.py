@@ -37,7 +37,7 @@ from sfumato.samplers import Noise, Rung
 NAME = "dalle2"
 FORMAT = 1
 PARTS = ("embedding", "prior", "decoder")  # the sub-folders of a run, in the order of their training
-TOWARD = 0.4  # of the way to the text difference, where it is not said; the paper goes to 0.25 to 0.5
+TOWARD = 0.4  # of the way to the text difference, where nothing is asked for; the paper goes to 0.25 to 0.5
 _BATCH = 256
 
 Embedding = ImageTextModel | TransformersClip
@@ -50,7 +50,7 @@ class DallE2:
         embedding: of images and texts.
         prior: from texts to image embeddings.
         decoder: from image embeddings to images.
-        text: the name of the frozen language model that the prior is told by, beside the text's embedding.
+        text: the name of the frozen language model that conditions the prior, beside the text's embedding.
     """
 
     def __init__(self, embedding: Embedding, prior: Prior, decoder: Generator, text: str) -> None:
@@ -66,7 +66,7 @@ class DallE2:
 
     @property
     def kinds(self) -> Kinds:
-        """The parts of c that the whole can be told: texts."""
+        """The parts of c that the whole knows: texts."""
         return Kinds(vector=self.prior.text_width, tokens=self.prior.text_width)
 
     @property
@@ -82,7 +82,7 @@ class DallE2:
         """The frozen language model; loaded when it is first asked for."""
         return trained_encoder(self.text, self.prior.text_width)
 
-    # -- what the decoder is told ---------------------------------------------------------------------------------------
+    # -- what the decoder is conditioned on--------------------------------------------------------------------------------
 
     def imagine(self, prompts: Sequence[str], seed: int = 0) -> Tensor:
         """The embedding of an image of each text, drawn from the prior: (N, D), of unit length.
@@ -104,7 +104,7 @@ class DallE2:
     def condition(
         self, n: int, label: Labels = None, prompt: Prompts = None, first: int = 0, seed: int = 0
     ) -> Condition:
-        """What the decoder is told for n images; InputError for a label or an empty prompt."""
+        """The decoder's condition for n images; InputError for a label or an empty prompt."""
         if label is not None:
             raise InputError(f"label {label!r} was asked for, but this model was trained with texts: give a --prompt")
         if prompt is None:
@@ -131,9 +131,11 @@ class DallE2:
         if n < 1:
             raise InputError(f"n={n}: draw 1 image or more")
         if how.get("weak") is not None:
-            raise InputError("a weak model cannot guide dalle2, whose decoder is told embeddings: leave it out")
-        told = self.condition(n, label, prompt, seed=seed) if condition is None else condition
-        return self.decoder.sample(n, condition=told, seed=seed, **how)
+            raise InputError(
+                "a weak model cannot guide dalle2, whose decoder is conditioned on embeddings: leave it out"
+            )
+        condition = self.condition(n, label, prompt, seed=seed) if condition is None else condition
+        return self.decoder.sample(n, condition=condition, seed=seed, **how)
 
     def variations(self, image: Picture, n: int = 8, **how: Any) -> Tensor:
         """n images with the embedding of the given one, each from noise of its own (section 3.1); ``how`` as in ``sample``."""
@@ -201,7 +203,7 @@ class DallE2:
     def from_pretrained(cls, path: str | Path, device: str = "auto") -> DallE2:
         """Load a run folder; InputError where it is none of this recipe, damaged, or not all parts are there."""
         path = Path(path)
-        stored = Stored.read(path)
+        stored = DallE2File.read(path)
         if stored is None:
             raise InputError(f"{path} holds no DALL-E 2: give a folder that 'sfumato train --recipe {NAME}' wrote")
         for part in PARTS:
@@ -223,7 +225,7 @@ class DallE2:
             self.embedding.save(Path(path) / "embedding")
         self.prior.save(Path(path) / "prior")
         self.decoder.save(Path(path) / "decoder")
-        Stored(self.text, "" if own else self.embedding.name).write(Path(path))
+        DallE2File(self.text, "" if own else self.embedding.name).write(Path(path))
 
 
 def varied(
@@ -261,7 +263,7 @@ def slerp(a: Tensor, b: Tensor, share: float) -> Tensor:
 
 
 @dataclass(frozen=True)
-class Stored:
+class DallE2File:
     """``config.json``: the language model of the prior, and the name of an embedding that was not trained here."""
 
     text: str
@@ -273,7 +275,7 @@ class Stored:
         atomic_write(folder / CONFIG, json.dumps(parts, indent=2) + "\n")
 
     @staticmethod
-    def read(folder: Path) -> Stored | None:
+    def read(folder: Path) -> DallE2File | None:
         """None where there is no such file, or one of something else."""
         file = folder / CONFIG
         if not file.is_file():
@@ -288,7 +290,7 @@ class Stored:
                 )
             if not all(isinstance(found[key], str) for key in ("text", "embedding")):
                 raise ValueError("text and embedding must be names")
-            return Stored(found["text"], found["embedding"])
+            return DallE2File(found["text"], found["embedding"])
         except InputError:
             raise
         except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:

@@ -23,7 +23,7 @@ from sfumato.core.errors import InputError
 from sfumato.data import ImageSet, load
 from sfumato.engine.budget import Budget
 from sfumato.engine.resume import STATE
-from sfumato.recipes.dalle2 import NAME, PARTS, Embedding, Stored
+from sfumato.recipes.dalle2 import NAME, PARTS, DallE2File, Embedding
 from sfumato.recipes.prior import prior_steps
 from sfumato.recipes.registry import CONFIG, RECIPES, PartProgress, in_turn
 from sfumato.training import Progress, training_steps
@@ -101,7 +101,7 @@ def train(
         raise InputError(
             "recipe dalle2 embeds each image as it is, and a caption may say left or right: leave flip out"
         )
-    stored = Stored(config.text, name)
+    stored = DallE2File(config.text, name)
     _check_folder(out, stored)
     budgets = _shared(budget, own=not name)
     find_encoder(config.text)
@@ -138,7 +138,9 @@ def train(
     return _steps(parts(), out, stored)
 
 
-def _steps(parts: Iterator[tuple[str, float, Iterator[Progress]]], out: Path, stored: Stored) -> Iterator[PartProgress]:
+def _steps(
+    parts: Iterator[tuple[str, float, Iterator[Progress]]], out: Path, stored: DallE2File
+) -> Iterator[PartProgress]:
     stored.write(out)
     yield from in_turn(parts)
 
@@ -150,11 +152,11 @@ def embed_all(embedding: Embedding, data: ImageSet, device: torch.device) -> tup
     return table, digest(embedding if isinstance(embedding, ImageTextModel) else embedding.model)
 
 
-def _check_folder(out: Path, stored: Stored) -> None:
+def _check_folder(out: Path, stored: DallE2File) -> None:
     """Refuse a folder with something else in it."""
     if (out / checkpoint.MODEL).exists() or (out / STATE).exists():
         raise InputError(f"{out} holds a model of another kind: give another --out")
-    found = Stored.read(out)
+    found = DallE2File.read(out)
     if found is None and (out / CONFIG).exists():
         raise InputError(f"{out} holds a model of another kind: give another --out")
     if found is not None and found != stored:

@@ -43,7 +43,7 @@ def train(
 ) -> Iterator[Progress]:
     """Train a generator that draws from texts; all as ``training.training_steps``, with ``DEFAULTS`` under ``settings``.
 
-    What is stored is a Generator whose own guidance is the paper's: ``sfumato sample`` takes it unless told otherwise.
+    What is stored is a Generator whose own guidance is the paper's: the default of ``sfumato sample``.
 
     Raises:
         InputError: as ``training_steps``; data without captions; ``drop=0``, for guidance needs a model that has also
