@@ -16,7 +16,7 @@ import pytest
 import torch
 
 from helpers.commands import Command
-from helpers.documents import ROOT, blocks, commands, small
+from helpers.documents import ROOT, blocks, commands, printed, small
 from helpers.folders import write_captioned, write_images
 
 PAGES = sorted((ROOT / "docs").rglob("*.md"))
@@ -52,19 +52,25 @@ def run_blocks(text: str, sfumato: Command) -> None:
         assert language in ("bash", "python", "text"), f"only these are tested: use no {language!r}"
         if language == "python":
             exec(compile(small(block), "document", "exec"), namespace)
+        elif language == "bash" and following == "text":
+            assert_refused(block, expected, sfumato)
         elif language == "bash":
-            run_commands(block, sfumato, " ".join(expected.split()) if following == "text" else "")
+            run_commands(block, sfumato)
 
 
-def run_commands(block: str, sfumato: Command, sentence: str) -> None:
+def assert_refused(block: str, expected: str, sfumato: Command) -> None:
+    """The command ends with the error that the page shows, which may end in an ellipsis."""
+    (words,) = printed(block)
+    sentence, shown = sfumato(*words[1:]).sentence, " ".join(expected.split())
+    assert sentence.startswith(shown[:-3]) if shown.endswith("...") else sentence == shown, sentence
+
+
+def run_commands(block: str, sfumato: Command) -> None:
     for words in commands(block):
         if words[0] in ENVIRONMENT:
             continue
         assert words[0] == "sfumato", words
         result = sfumato(*words[1:])
-        if sentence:
-            assert result.sentence == sentence, shlex.join(words)
-            continue
         assert result.status == 0, f"{shlex.join(words)}: {result.err}"
         for option in {"-o", "--out"} & set(words):
             assert Path(words[words.index(option) + 1]).exists(), words

@@ -46,12 +46,15 @@ def small(text: str) -> str:
 
 
 def commands(text: str) -> Iterator[list[str]]:
-    """The words of each line, with a small budget where the line names none."""
-    for line in text.splitlines():
-        words = shlex.split(small(line), comments=True)
+    """The words of each line, with a small budget."""
+    for words in printed(small(text)):
         if words[:2] == ["sfumato", "train"] and not {"--steps", "--minutes", "--images"} & set(words):
             words += ["--steps", "2"]
         if words[:2] == ["sfumato", "evaluate"] and "-n" not in words:
             words += ["-n", "24"]
-        if words:
-            yield words
+        yield words
+
+
+def printed(text: str) -> list[list[str]]:
+    """The words of each line as they are; lines of comments alone are none."""
+    return [words for line in text.splitlines() if (words := shlex.split(line, comments=True))]
