@@ -60,7 +60,7 @@ class Config:
     plain: tuple[float, ...] = ()
     # the denoiser
     network: str = "unet"
-    options: Mapping[str, Any] = field(default_factory=dict)
+    options: Mapping[str, Any] = field(default_factory=dict[str, Any])
     sharing: str = "shared"
     rungs: tuple[int, ...] = ()
     # what is learned
@@ -207,7 +207,7 @@ class Preset:
     channels: tuple[int, ...]
     blocks: tuple[int, ...]
     patch: int
-    changes: Mapping[str, Any] = field(default_factory=dict)
+    changes: Mapping[str, Any] = field(default_factory=dict[str, Any])
 
 
 PRESETS: dict[str, Preset] = {

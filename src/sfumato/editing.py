@@ -139,7 +139,7 @@ def keep(denoise: Denoise, ladder: Ladder, x: Tensor, known: Tensor) -> Denoise:
     Args:
         x: (1, C, H, W), clean; known: m, (1, 1, H, W), 1 where x is to be kept and 0 elsewhere.
     """
-    parts = []
+    parts: list[tuple[Tensor, Tensor]] = []
     for stage in range(ladder.stages):
         share = ladder.shrink(known, stage)
         f = (2 * share).clamp_max(1)

@@ -43,7 +43,7 @@ def film(generator: Chain, n: int = 1, label: Labels = None, image: Tensor | Non
     up = [rung for stage in range(generator.ladder.stages) for rung in _spread([r for r in rungs if r.stage == stage])]
     clean = up[-1].x_hat.cpu() if image is None else 2 * image - 1
     down = _decay(generator.ladder, clean, [Level(rung.stage, rung.sigma) for rung in up], how.get("seed", 0))
-    rows = []
+    rows: list[tuple[str, list[Tensor]]] = []
     for i in range(n):
         rows.append(("up, left to right: denoise and enlarge", [_tile(r.z[i], r.sigma) for r in up]))
         rows.append(

@@ -58,7 +58,7 @@ class Generator:
 
     def __init__(self, denoiser: Denoiser, classes: Sequence[str], config: Config, device: str = "cpu") -> None:
         self.device = find_device(device)
-        self.denoiser = denoiser.to(self.device, memory_format=torch.channels_last).eval()  # type: ignore[call-overload]
+        self.denoiser: Denoiser = denoiser.to(self.device, memory_format=torch.channels_last).eval()  # type: ignore[call-overload]
         self.classes = tuple(classes)
         self.config = config
 
@@ -149,7 +149,7 @@ class Generator:
 
         ``half``: weights in float16, half as large and as good for sampling; loading brings them back to float32.
         """
-        tensors = self.denoiser.state_dict()
+        tensors: dict[str, Tensor] = self.denoiser.state_dict()
         if half:
             tensors = {
                 name: tensor.half() if tensor.is_floating_point() else tensor for name, tensor in tensors.items()
@@ -209,7 +209,7 @@ class Generator:
         """
         check_counts(n, batch_size)
         condition = self.condition(n, label, prompt) if condition is None else condition
-        pictures = []
+        pictures: list[Tensor] = []
         for first in range(0, n, batch_size):
             chosen = range(first, min(first + batch_size, n))
             for rung in self.trace(len(chosen), condition=condition[slice(first, chosen.stop)], first=first, **how):

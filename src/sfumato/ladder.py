@@ -146,11 +146,11 @@ class Ladder:
             raise InputError(
                 f"steps {tuple(steps)} do not fit {self.stages} stages: give one number, 1 or more, a stage"
             )
-        levels = []
+        levels: list[list[float]] = []
         for count, jump, end in zip(steps, self.jumps, self.ends, strict=True):
             ends = flow_time(torch.tensor([jump, end], dtype=torch.float64))
             inner = from_flow_time(torch.linspace(ends[0], ends[1], count + 1, dtype=torch.float64))[1:-1]
-            levels.append([jump, *inner.tolist(), end])
+            levels.append([jump, *map(float, inner), end])
         return levels
 
     def detail(self, stage: int, sigma: Tensor | float) -> Tensor:

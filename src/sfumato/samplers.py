@@ -97,7 +97,7 @@ def levels_from(ladder: Ladder, steps: Sequence[int], level: Level) -> list[floa
         raise ValueError(f"{level} is not within its stage: it runs from {whole[0]} down to {whole[-1]}")
     count = max(1, math.ceil(share * steps[level.stage] - 1e-6))
     inner = from_flow_time(torch.linspace(ends[0], ends[1], count + 1, dtype=torch.float64))[1:-1]
-    return [level.sigma, *inner.tolist(), whole[-1]]
+    return [level.sigma, *map(float, inner), whole[-1]]
 
 
 def run_stages(

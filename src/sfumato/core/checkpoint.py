@@ -6,7 +6,7 @@ import hashlib
 import json
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import torch
 from safetensors import SafetensorError, safe_open
@@ -37,7 +37,7 @@ def find(path: str | Path) -> Path:
 
 
 def _from_hub(name: str) -> Path:
-    from huggingface_hub import hf_hub_download
+    from huggingface_hub import hf_hub_download  # pyright: ignore[reportUnknownVariableType]
     from huggingface_hub.errors import HfHubHTTPError, HFValidationError
 
     try:
@@ -71,20 +71,21 @@ def save_file(tensors: dict[str, Tensor], path: Path, metadata: dict[str, str]) 
 def read(file: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
     """(tensors, description) of a file that ``write_tensors`` wrote; InputError for anything else or a damaged one."""
     try:
+        opened: Any  # the library has no types
         with safe_open(file, framework="pt") as opened:
-            header = opened.metadata() or {}
-            tensors = {name: opened.get_tensor(name) for name in opened.keys()}  # noqa: SIM118 (no mapping)
+            header: dict[str, str] = opened.metadata() or {}
+            tensors: dict[str, Tensor] = {name: opened.get_tensor(name) for name in opened.keys()}  # noqa: SIM118 (no mapping)
     except (SafetensorError, OSError) as error:
         raise InputError(f"{file} is damaged, or no safetensors file ({error}): train or copy it again") from None
     if "sfumato" not in header:
         raise InputError(f"{file} is a safetensors file, but not one of sfumato's: give a model that sfumato saved")
     try:
-        description = json.loads(header["sfumato"])
+        description: Any = json.loads(header["sfumato"])
     except json.JSONDecodeError:
         description = None
     if not isinstance(description, dict) or header.get("sha256") != checksum(tensors, description):
         raise InputError(f"{file} was changed or damaged after it was written (checksum): train or copy it again")
-    return tensors, description
+    return tensors, cast(dict[str, Any], description)
 
 
 def digest(network: nn.Module | None) -> str:

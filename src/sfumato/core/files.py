@@ -11,10 +11,10 @@ import secrets
 import socket
 import stat
 import time
-from collections.abc import Iterator
+from collections.abc import Generator
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 from sfumato.core.errors import InputError
 
@@ -37,7 +37,7 @@ _REASONS = {
 
 
 @contextmanager
-def atomic(path: str | Path) -> Iterator[Path]:
+def atomic(path: str | Path) -> Generator[Path]:
     """Yield a hidden temporary path beside ``path`` (same suffix); rename it to ``path`` when the block ends well.
 
     When the block raises, ``path`` is as it was and the temporary file is removed. A symbolic link is written
@@ -83,13 +83,14 @@ def why_not_written(path: str | Path, error: BaseException) -> InputError | None
 
 
 @contextmanager
-def _explained(path: str | Path, temporary: Path) -> Iterator[None]:
+def _explained(path: str | Path, temporary: Path) -> Generator[None]:
     try:
         yield
     except InputError:
         raise
     except Exception as error:
-        named = [f for f in (getattr(error, "filename", None), getattr(error, "filename2", None)) if f is not None]
+        told: list[Any] = [getattr(error, "filename", None), getattr(error, "filename2", None)]
+        named = [f for f in told if f is not None]
         ours = not named or any(os.fspath(f) == str(temporary) for f in named)
         sentence = why_not_written(path, error) if ours else None
         if sentence is None:
@@ -160,7 +161,7 @@ def make_folder(path: Path) -> None:
 def finite(value: Any) -> Any:
     """JSON has no nan: null stands for it."""
     if isinstance(value, dict):
-        return {k: finite(v) for k, v in value.items()}
+        return {k: finite(v) for k, v in cast(dict[Any, Any], value).items()}
     if isinstance(value, tuple | list):
-        return [finite(v) for v in value]
+        return [finite(v) for v in cast(list[Any], value)]
     return None if isinstance(value, float) and not math.isfinite(value) else value
