@@ -153,18 +153,22 @@ class Config:
 
     def to_json(self) -> dict[str, Any]:
         """Plain lists, numbers and texts; ``from_json`` is the inverse."""
-        plain = {k: list(v) if isinstance(v, tuple) else v for k, v in asdict(self).items()}
-        plain["options"] = {k: list(v) if isinstance(v, tuple) else v for k, v in self.options.items()}
-        return plain
+        plain = _swapped(asdict(self), tuple, list)
+        return {**plain, "options": _swapped(self.options, tuple, list)}
 
     @staticmethod
     def from_json(stored: Mapping[str, Any]) -> Config:
         known = {f.name for f in fields(Config)}
         if unknown := set(stored) - known:
             raise InputError(f"the configuration holds {sorted(unknown)}, which this version of sfumato does not know")
-        values: dict[str, Any] = {k: tuple(v) if isinstance(v, list) else v for k, v in stored.items()}
-        values["options"] = {k: tuple(v) if isinstance(v, list) else v for k, v in stored.get("options", {}).items()}
+        values = _swapped(stored, list, tuple)
+        values["options"] = _swapped(stored.get("options", {}), list, tuple)
         return Config(**values)
+
+
+def _swapped(values: Mapping[str, Any], kind: type, wanted: type) -> dict[str, Any]:
+    """What is of one kind becomes the other: JSON has lists, a frozen configuration tuples."""
+    return {name: wanted(value) if isinstance(value, kind) else value for name, value in values.items()}
 
 
 def _network_options(network: str) -> dict[str, Any]:
@@ -195,8 +199,9 @@ def _parse(key: str, text: str, kind: Any, default: Any) -> Any:
             return {"true": True, "yes": True, "1": True, "false": False, "no": False, "0": False}[text.lower()]
         return kind(text)
     except (ValueError, KeyError):
-        name = {bool: "true or false", int: "a whole number", float: "a number"}.get(kind, "numbers joined by commas")
-        raise InputError(f"setting {key}={text!r} cannot be read: give {name}") from None
+        names: dict[Any, str] = {bool: "true or false", int: "a whole number", float: "a number"}
+        wanted = names.get(kind, "numbers joined by commas")
+        raise InputError(f"setting {key}={text!r} cannot be read: give {wanted}") from None
 
 
 @dataclass(frozen=True)

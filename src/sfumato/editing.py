@@ -320,13 +320,11 @@ def edit(
         return planned.image.repeat(n, 1, 1, 1)
     times = RESAMPLE if resample is None and planned.known is not None else resample or 0
     on_rungs = bool(generator.config.rungs)
-    pixels = generator.sample(
-        n,
-        condition=condition,
-        sampler=sampler,
-        through=lambda method: edited(method, planned, times, on_rungs),
-        **how,
-    )
+
+    def through(method: Sampler) -> Sampler:
+        return edited(method, planned, times, on_rungs)
+
+    pixels = generator.sample(n, condition=condition, sampler=sampler, through=through, **how)
     if planned.known is not None:
         return torch.where(planned.known, planned.image, pixels)
     if planned.kind == SUPER_RESOLUTION:
@@ -384,7 +382,7 @@ def _fitted(opened: Image.Image | Tensor, size: Sequence[int], channels: int) ->
         flat.paste(opened, mask=opened.getchannel("A"))
         opened = flat
     array = fit_image(opened.convert(_MODES[channels]), (size[0], size[1]), "crop")  # (H, W, C) uint8
-    return torch.from_numpy(array.copy()).permute(2, 0, 1).float() / 255
+    return torch.as_tensor(array.copy()).permute(2, 0, 1).float() / 255
 
 
 def _nearest_stage(ladder: Ladder, area: int) -> int:

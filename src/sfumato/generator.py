@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import asdict, dataclass, replace
@@ -212,9 +213,8 @@ class Generator:
         pictures: list[Tensor] = []
         for first in range(0, n, batch_size):
             chosen = range(first, min(first + batch_size, n))
-            for rung in self.trace(len(chosen), condition=condition[slice(first, chosen.stop)], first=first, **how):
-                last = rung.x_hat
-            pictures.append(to_pixels(last).cpu())
+            rungs = self.trace(len(chosen), condition=condition[slice(first, chosen.stop)], first=first, **how)
+            pictures.append(to_pixels(deque(rungs, maxlen=1).pop().x_hat).cpu())
             if progress is not None:
                 progress(chosen.stop, n)
         return torch.cat(pictures)

@@ -72,7 +72,7 @@ def lbfgs(
                 difference = points - x[rows]
                 values = negative_log_fooled(logits, labels, targeted).to(x.dtype)
                 values = values + weight[rows] * difference.flatten(1).square().sum(1)
-                return values, (gradient + 2 * per_sample(weight[rows], x) * difference).flatten(1)
+                return values, (gradient + 2 * per_sample(weight[rows], points) * difference).flatten(1)
 
             # Points on the way count when they are close, but only where the minimiser itself fools is c small enough.
             end = minimise_in_box(objective, x.flatten(1), steps=steps).reshape(x.shape)

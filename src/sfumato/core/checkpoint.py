@@ -71,21 +71,20 @@ def save_file(tensors: dict[str, Tensor], path: Path, metadata: dict[str, str]) 
 def read(file: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
     """(tensors, description) of a file that ``write_tensors`` wrote; InputError for anything else or a damaged one."""
     try:
-        opened: Any  # the library has no types
-        with safe_open(file, framework="pt") as opened:
+        with cast(Any, safe_open)(file, framework="pt") as opened:  # the library has no types
             header: dict[str, str] = opened.metadata() or {}
-            tensors: dict[str, Tensor] = {name: opened.get_tensor(name) for name in opened.keys()}  # noqa: SIM118 (no mapping)
+            tensors: dict[str, Tensor] = {name: opened.get_tensor(name) for name in opened.keys()}  # noqa: SIM118
     except (SafetensorError, OSError) as error:
         raise InputError(f"{file} is damaged, or no safetensors file ({error}): train or copy it again") from None
     if "sfumato" not in header:
         raise InputError(f"{file} is a safetensors file, but not one of sfumato's: give a model that sfumato saved")
     try:
-        description: Any = json.loads(header["sfumato"])
+        description: dict[str, Any] | None = json.loads(header["sfumato"])
     except json.JSONDecodeError:
         description = None
     if not isinstance(description, dict) or header.get("sha256") != checksum(tensors, description):
         raise InputError(f"{file} was changed or damaged after it was written (checksum): train or copy it again")
-    return tensors, cast(dict[str, Any], description)
+    return tensors, description
 
 
 def digest(network: nn.Module | None) -> str:

@@ -89,7 +89,7 @@ def _explained(path: str | Path, temporary: Path) -> Generator[None]:
     except InputError:
         raise
     except Exception as error:
-        told: list[Any] = [getattr(error, "filename", None), getattr(error, "filename2", None)]
+        told: list[str | None] = [getattr(error, "filename", None), getattr(error, "filename2", None)]
         named = [f for f in told if f is not None]
         ours = not named or any(os.fspath(f) == str(temporary) for f in named)
         sentence = why_not_written(path, error) if ours else None
