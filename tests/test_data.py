@@ -212,9 +212,13 @@ def test_default_size() -> None:
 
 @settings(max_examples=60, deadline=None)
 @given(
-    width=st.integers(2, 90), height=st.integers(2, 90), target=st.tuples(st.integers(4, 32), st.integers(4, 32)),
-    fit=st.sampled_from(["crop", "pad"]), channels=st.sampled_from([1, 3, 4]), enlarge=st.booleans(),
-)  # fmt: skip
+    width=st.integers(2, 90),
+    height=st.integers(2, 90),
+    target=st.tuples(st.integers(4, 32), st.integers(4, 32)),
+    fit=st.sampled_from(["crop", "pad"]),
+    channels=st.sampled_from([1, 3, 4]),
+    enlarge=st.booleans(),
+)
 def test_any_image_comes_to_any_size(
     width: int, height: int, target: tuple[int, int], fit: str, channels: int, enlarge: bool
 ) -> None:

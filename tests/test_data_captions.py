@@ -211,9 +211,12 @@ def test_variants_hold_no_word_that_the_row_does_not(
 
 def test_variants_by_eye() -> None:
     row = {
-        "text": "flag: Chad", "group": "Flags", "subgroup": "country-flag", "keywords": ["chad", "flag", "td"],
+        "text": "flag: Chad",
+        "group": "Flags",
+        "subgroup": "country-flag",
+        "keywords": ["chad", "flag", "td"],
         "short_names": ["flag-td", "chad_flag"],
-    }  # fmt: skip
+    }
     seen = {t for i in range(60) for t in variants("flag: Chad", row, f"{i}.png")}
     assert {"Chad flag", "flag: Chad, Flags", "flag: Chad, country flag", "flag td", "chad, flag", "flag, chad"} <= seen
     assert "flag: Chad, chad" in seen and "chad" in seen  # "chad" is a keyword, and not the whole text
@@ -367,9 +370,14 @@ def test_check_counts_captions(tmp_path: Path, sfumato: Command) -> None:
     assert [name for name, _ in got.without] == ["images/5.png", "images/6.png", "images/7.png", "images/8.png"]
     result = sfumato("data", "check", tmp_path, "-o", tmp_path / "p.png")
     assert result.status == 0
-    for part in ("5 images, captioned", "captions: 5, 4 different", "6 different, 4 in one caption only, 2 in three",
-                 "left out without a caption: 4", "images/7.png: its caption has 1,001 characters",
-                 "images/8.png: no caption"):  # fmt: skip
+    for part in (
+        "5 images, captioned",
+        "captions: 5, 4 different",
+        "6 different, 4 in one caption only, 2 in three",
+        "left out without a caption: 4",
+        "images/7.png: its caption has 1,001 characters",
+        "images/8.png: no caption",
+    ):
         assert part in result.out
     (tmp_path / "p.png").unlink()
     shown = json.loads(sfumato("data", "check", tmp_path, "--json").out)["captions"]

@@ -80,13 +80,18 @@ BAD_FILES = {
     "csv-empty": (CSV, "", "is empty"),
     "csv-header-only": (CSV, "file_name,text\n", "is empty"),
     "all-missing": (
-        JSONL, "".join(GOOD.replace("0.png", f"x{i}.png") for i in range(7)),
+        JSONL,
+        "".join(GOOD.replace("0.png", f"x{i}.png") for i in range(7)),
         r"none of the 7 images that 'metadata\.jsonl' names is there: images/x0\.png, .*images/x4\.png and 2 more; "
         r"an image that is there is 'images/0\.png'",
     ),
     "outside": (JSONL, GOOD.replace("images/0.png", "../../etc/passwd"), "none of the 1 images"),
-    "all-empty": (JSONL, GOOD.replace('"a"', '" "'), "none of its 3 images has a caption .*images/0.png: its caption is"),
-}  # fmt: skip
+    "all-empty": (
+        JSONL,
+        GOOD.replace('"a"', '" "'),
+        "none of its 3 images has a caption .*images/0.png: its caption is",
+    ),
+}
 
 
 @pytest.mark.parametrize("case", BAD_FILES)
