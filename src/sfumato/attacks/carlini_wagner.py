@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
-from typing import TYPE_CHECKING
+from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING, NamedTuple
 
 import torch
 from torch import Tensor
@@ -63,11 +63,11 @@ def carlini_wagner(
     check_norm(norm, ("L2",), "carlini-wagner")
 
     def search(x: Tensor, y: Tensor, rows: Tensor) -> Tensor:
-        closest = Closest(x, norm)
+        closest, how = Closest(x, norm), Descent(steps, step_size, confidence)
         weight = x.new_full((len(x),), c)
         low, high = torch.zeros_like(weight), torch.full_like(weight, LARGEST_C)
         for _ in range(search_steps):
-            worked = _descend(classifier, x, y, targeted, closest, weight, steps, step_size, confidence)
+            worked = _descend(classifier, advantage(y, targeted), closest, weight, how)
             high = torch.where(worked, torch.minimum(high, weight), high)
             low = torch.where(worked, low, torch.maximum(low, weight))
             weight = torch.where(high < LARGEST_C, (low + high) / 2, weight * 10)
@@ -77,22 +77,22 @@ def carlini_wagner(
     return closest_adversarial(classifier, x, y, targeted, search)
 
 
+class Descent(NamedTuple):
+    """How one descent goes, as in ``carlini_wagner``."""
+
+    steps: int
+    step_size: float
+    confidence: float
+
+
 def _descend(
-    classifier: Classifier,
-    x: Tensor,
-    y: Tensor,
-    targeted: bool,
-    closest: Closest,
-    weight: Tensor,
-    steps: int,
-    step_size: float,
-    confidence: float,
+    classifier: Classifier, loss: Callable[[Tensor], Tensor], closest: Closest, weight: Tensor, how: Descent
 ) -> Tensor:
     """Adam for one value of ``c`` for each sample; offers every point; returns (B,) whether any of the later half was adversarial."""
-    loss = advantage(y, targeted)
+    x, (steps, step_size, confidence) = closest.x, how
     worked = torch.zeros(len(x), dtype=torch.bool, device=x.device)
     w = torch.atanh((2 * x - 1) * INSIDE)
-    mean, square = torch.zeros_like(w), torch.zeros_like(w)
+    adam = torch.optim.Adam([w], step_size)
     for step in range(steps):
         point = (torch.tanh(w) + 1) / 2
         logits, gradient = classifier.gradient(point, lambda logits: (confidence - loss(logits)).clamp(min=0))
@@ -101,10 +101,7 @@ def _descend(
         if step >= steps // 2:  # by then the long first steps cannot have carried a point over by their momentum alone
             worked |= adversarial
         gradient = torch.nan_to_num(gradient, nan=0.0, posinf=0.0, neginf=0.0)
-        slope = (2 * (point - x) + per_sample(weight, x) * gradient) * 2 * point * (1 - point)
-        mean = 0.9 * mean + 0.1 * slope
-        square = 0.999 * square + 0.001 * slope**2
-        denominator = (square / (1 - 0.999 ** (step + 1))).sqrt() + 1e-8
-        length = step_size * (0.02 + 0.98 * (1 + math.cos(math.pi * step / steps)) / 2)
-        w = w - length * (mean / (1 - 0.9 ** (step + 1))) / denominator
+        w.grad = (2 * (point - x) + per_sample(weight, x) * gradient) * 2 * point * (1 - point)
+        adam.param_groups[0]["lr"] = step_size * (0.02 + 0.98 * (1 + math.cos(math.pi * step / steps)) / 2)
+        adam.step()
     return worked

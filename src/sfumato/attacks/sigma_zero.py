@@ -62,7 +62,8 @@ def sigma_zero(
     def search(x: Tensor, y: Tensor, rows: Tensor) -> Tensor:
         loss = advantage(y, targeted)
         closest = Closest(x, norm)
-        delta, mean, square = torch.zeros_like(x), torch.zeros_like(x), torch.zeros_like(x)
+        delta = torch.zeros_like(x)
+        adam = torch.optim.Adam([delta], step_size)
         tau = x.new_full((len(x),), threshold)
         values = x[0].numel()
         for step in range(steps):
@@ -74,14 +75,12 @@ def sigma_zero(
             # The gradient of the count, 2 d sigma / (d^2 + sigma)^2 over the number of values.
             gradient = 2 * sigma * delta / (delta**2 + sigma) ** 2 / values - gradient
             gradient = torch.nan_to_num(gradient, nan=0.0, posinf=0.0, neginf=0.0)
-            gradient = gradient / per_sample(norm_of(gradient, "Linf").clamp(min=1e-12), x)
-            mean = 0.9 * mean + 0.1 * gradient
-            square = 0.999 * square + 0.001 * gradient**2
-            denominator = (square / (1 - 0.999 ** (step + 1))).sqrt() + 1e-8
-            delta = delta - eta * (mean / (1 - 0.9 ** (step + 1))) / denominator
-            delta = (x + delta).clamp(0, 1) - x
+            delta.grad = gradient / per_sample(norm_of(gradient, "Linf").clamp(min=1e-12), x)
+            adam.param_groups[0]["lr"] = eta
+            adam.step()
+            delta.copy_((x + delta).clamp(0, 1) - x)
             tau = (tau + threshold_rate * eta * torch.where(adversarial, 1.0, -1.0)).clamp(0, 1)
-            delta = torch.where(delta.abs() < per_sample(tau, x), 0.0, delta)
+            delta[delta.abs() < per_sample(tau, x)] = 0.0
         closest.offer(x + delta, loss(classifier.logits(x + delta)) > 0)
         return closest.x_adv
 

@@ -16,8 +16,8 @@ from sfumato.attacks.norms import check_norm
 from sfumato.boundary import draw
 from sfumato.boundary.colours import Colours
 from sfumato.boundary.panels import (
+    FigureContext,
     Panel,
-    Scene,
     adversarial_panels,
     church_panels,
     gradient_panels,
@@ -134,13 +134,13 @@ def boundary(
     if classifier is None or x is None or y is None:
         raise InputError(f"the kind {kind!r} needs a classifier and labelled images: give them, or use the kind 'toy'")
     both = [classifier] if other is None else [classifier, other]
-    scene = _scene(both, x, y, norm, EPS[norm] if eps is None else eps, index, ids, seed, resolution)
+    context = _context(both, x, y, norm, EPS[norm] if eps is None else eps, index, ids, seed, resolution)
     makers: dict[str, Callable[[], list[Panel]]] = {
         "toy": lambda: [toy_panel(TOYS[0], norm, None, seed)],
-        "plane": lambda: plane_panels(scene, both, through(scene.x[list(scene.three)])),
-        "adversarial": lambda: adversarial_panels(scene, both, borrow=kind == "adversarial" and other is not None),
-        "church": lambda: church_panels(scene, both),
-        "gradient": lambda: gradient_panels(scene, both),
+        "plane": lambda: plane_panels(context, both, through(context.x[list(context.three)])),
+        "adversarial": lambda: adversarial_panels(context, both, borrow=kind == "adversarial" and other is not None),
+        "church": lambda: church_panels(context, both),
+        "gradient": lambda: gradient_panels(context, both),
     }
     kinds = [kind] if kind != "all" else list(makers)[0 if other is None else 1 :]
     made: list[list[Panel]] = []
@@ -193,7 +193,7 @@ def _place(spot: Any, panel: Panel, colours: Colours, width: float) -> None:
     spot.supxlabel(textwrap.fill(panel.caption, characters), fontsize=_FONT)
 
 
-def _scene(
+def _context(
     both: list[Classifier],
     x: Tensor,
     y: Tensor,
@@ -203,7 +203,7 @@ def _scene(
     ids: Sequence[int] | None,
     seed: int,
     resolution: int | None,
-) -> Scene:
+) -> FigureContext:
     if x.ndim != 4 or not len(x) or y.shape != x.shape[:1]:
         raise InputError(f"images of shape {tuple(x.shape)} and labels of shape {tuple(y.shape)} do not fit: give one "
                          "label to each of (B, C, H, W)")  # fmt: skip
@@ -220,7 +220,9 @@ def _scene(
     fine = x[0].numel() <= _SMALL
     points = resolution or (_FINE if fine else _COARSE)
     window = min(points, _WINDOW_FINE if fine else _WINDOW_COARSE)
-    return Scene(x, y, numbers, three, norm, eps, seed, points, window, _WINDOWS_FINE if fine else _WINDOWS_COARSE)
+    return FigureContext(
+        x, y, numbers, three, norm, eps, seed, points, window, _WINDOWS_FINE if fine else _WINDOWS_COARSE
+    )
 
 
 def _named(index: Sequence[int], numbers: Sequence[int]) -> list[int]:

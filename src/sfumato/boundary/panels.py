@@ -52,7 +52,7 @@ class Panel:
 
 
 @dataclass(frozen=True)
-class Scene:
+class FigureContext:
     """What all panels of a figure share.
 
     Attributes:
@@ -95,11 +95,11 @@ def toy_panel(name: str, norm: str, eps: float | None, seed: int) -> Panel:
     return Panel(f"In two dimensions: {name}", caption, [], paint, wide=2)
 
 
-def plane_panels(scene: Scene, classifiers: Sequence[Classifier], plane: Plane) -> list[Panel]:
+def plane_panels(context: FigureContext, classifiers: Sequence[Classifier], plane: Plane) -> list[Panel]:
     """The plane through three images, for each classifier."""
     panels = []
     for classifier in classifiers:
-        view = three_images(classifier, scene.x[list(scene.three)], scene.resolution, plane)
+        view = three_images(classifier, context.x[list(context.three)], context.resolution, plane)
         caption = ("Every place is a mixture of the three framed images; its colour is the class that the classifier sees "
                    "there, paler where it is less sure.")  # fmt: skip
 
@@ -110,45 +110,49 @@ def plane_panels(scene: Scene, classifiers: Sequence[Classifier], plane: Plane) 
     return panels
 
 
-def adversarial_panels(scene: Scene, classifiers: Sequence[Classifier], *, borrow: bool = False) -> list[Panel]:
+def adversarial_panels(
+    context: FigureContext, classifiers: Sequence[Classifier], *, borrow: bool = False
+) -> list[Panel]:
     """Each classifier around the image, along its own adversarial direction; ``borrow``: the last also along the first's."""
-    row = scene.three[0]
+    row = context.three[0]
     planes = []
     for classifier in classifiers:
         predicted = int(
-            classifier.predict(scene.x[row : row + 1])[0]
+            classifier.predict(context.x[row : row + 1])[0]
         )  # around an image that is wrong, what leaves that class
-        planes.append(adversarial_plane(classifier, scene.x[row], predicted, norm=scene.norm, eps=scene.eps, seed=scene.seed,
-                                        index=scene.ids[row]))  # fmt: skip
+        planes.append(adversarial_plane(classifier, context.x[row], predicted, norm=context.norm, eps=context.eps, seed=context.seed,
+                                        index=context.ids[row]))  # fmt: skip
     pairs = list(zip(classifiers, planes, strict=True)) + ([(classifiers[-1], planes[0])] if borrow else [])
-    views = [around(classifier, scene.x[row], plane, norm=scene.norm, eps=scene.eps) for classifier, plane in pairs]
+    views = [
+        around(classifier, context.x[row], plane, norm=context.norm, eps=context.eps) for classifier, plane in pairs
+    ]
     reach = reach_of(views[: len(classifiers)])
     panels = []
     for i, ((classifier, plane), view) in enumerate(zip(pairs, views, strict=True)):
-        view = directions(classifier, view, plane, norm=scene.norm, eps=scene.eps, reach=reach,
-                          resolution=scene.resolution, borrowed=i >= len(classifiers))  # fmt: skip
+        view = directions(classifier, view, plane, norm=context.norm, eps=context.eps, reach=reach,
+                          resolution=context.resolution, borrowed=i >= len(classifiers))  # fmt: skip
 
         def paint(figure: Any, colours: Colours, view: Directions = view) -> None:
-            draw.draw_directions(figure.subplots(), view, colours, scene.norm, scene.eps)
+            draw.draw_directions(figure.subplots(), view, colours, context.norm, context.eps)
 
         title = "Along noise made for the first" if view.borrowed else "Adversarial against random noise"
         panels.append(Panel(title, _about_directions(view, classifier.labels), [view.field.predicted], paint))
     return panels
 
 
-def church_panels(scene: Scene, classifiers: Sequence[Classifier]) -> list[Panel]:
+def church_panels(context: FigureContext, classifiers: Sequence[Classifier]) -> list[Panel]:
     """Church windows of images that all classifiers get right; each in its own directions."""
-    rows = right_rows(classifiers, scene.x, scene.y)[: scene.count]
+    rows = right_rows(classifiers, context.x, context.y)[: context.count]
     if not rows:
         raise InputError("no image is classified right, so there is no church window to show: check the labels")
-    x, y, ids = scene.x[rows], scene.y[rows], [scene.ids[row] for row in rows]
-    planes = [[adversarial_plane(classifier, image, label, norm=scene.norm, eps=scene.eps, seed=scene.seed, index=number)
+    x, y, ids = context.x[rows], context.y[rows], [context.ids[row] for row in rows]
+    planes = [[adversarial_plane(classifier, image, label, norm=context.norm, eps=context.eps, seed=context.seed, index=number)
                for image, label, number in zip(x, y.tolist(), ids, strict=True)] for classifier in classifiers]  # fmt: skip
     # The first classifier's reach for all: they stand on the same axes.
-    reach = window_reach(classifiers[0], planes[0], norm=scene.norm, eps=scene.eps)
+    reach = window_reach(classifiers[0], planes[0], norm=context.norm, eps=context.eps)
     panels = []
     for classifier, own in zip(classifiers, planes, strict=True):
-        view = windows(classifier, own, y, norm=scene.norm, eps=scene.eps, reach=reach, resolution=scene.window)
+        view = windows(classifier, own, y, norm=context.norm, eps=context.eps, reach=reach, resolution=context.window)
 
         def paint(figure: Any, colours: Colours, view: Windows = view) -> None:
             draw.draw_windows(figure.subplots(), view, colours)
@@ -158,14 +162,14 @@ def church_panels(scene: Scene, classifiers: Sequence[Classifier]) -> list[Panel
     return panels
 
 
-def gradient_panels(scene: Scene, classifiers: Sequence[Classifier]) -> list[Panel]:
+def gradient_panels(context: FigureContext, classifiers: Sequence[Classifier]) -> list[Panel]:
     """Loss and confidence along the gradient, for each classifier on the same axes."""
-    row = scene.three[0]
-    views = [ascent(classifier, scene.x[row], int(scene.y[row]), seed=scene.seed, index=scene.ids[row])
+    row = context.three[0]
+    views = [ascent(classifier, context.x[row], int(context.y[row]), seed=context.seed, index=context.ids[row])
              for classifier in classifiers]  # fmt: skip
     if len(views) > 1:
         farthest = max(float(view.ascent.steps[-1]) for view in views)
-        views = [ascent(classifier, scene.x[row], int(scene.y[row]), seed=scene.seed, index=scene.ids[row], shown=farthest)
+        views = [ascent(classifier, context.x[row], int(context.y[row]), seed=context.seed, index=context.ids[row], shown=farthest)
                  for classifier in classifiers]  # fmt: skip
     highest = max(float(curve.loss.max()) for view in views for curve in (view.ascent, *view.random))
     panels = []
