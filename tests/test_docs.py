@@ -44,8 +44,8 @@ def there(workplace: Path, small_clothes: None, monkeypatch: pytest.MonkeyPatch)
     return workplace
 
 
-def run_blocks(text: str, sfumato: Command) -> None:
-    """Run every block of a document. A ``text`` block is the error with which the command above it ends."""
+def run_blocks(text: str, sfumato: Command) -> dict[str, Any]:
+    """What the code of a document defines. A ``text`` block is the error with which the command above it ends."""
     namespace: dict[str, Any] = {}
     found = [*blocks(text), ("", "")]
     for (language, block), (following, expected) in pairwise(found):
@@ -56,6 +56,7 @@ def run_blocks(text: str, sfumato: Command) -> None:
             assert_refused(block, expected, sfumato)
         elif language == "bash":
             run_commands(block, sfumato)
+    return namespace
 
 
 def assert_refused(block: str, expected: str, sfumato: Command) -> None:
@@ -88,6 +89,16 @@ def test_readme_is_one_page_of_the_words_of_the_field() -> None:
     assert [term for term in TERMS if term.lower() not in plain] == []
     for target in re.findall(r"\]\(([^)#:]+)[)#]", text):
         assert (ROOT / target).exists(), target
+
+
+def test_the_numbers_of_the_readme_are_those_of_the_results() -> None:
+    rows = (ROOT / "README.md").read_text().split("| question |")[1].split("\n\n")[0].splitlines()[2:]
+    results = (ROOT / "benchmarks" / "RESULTS.md").read_text()
+    for row in rows:
+        _, _, ours, peer, command, _ = row.split("|")
+        numbers = re.findall(r"[\d.,]*\d%?", ours + peer)
+        assert numbers and [number for number in numbers if number not in results] == [], row
+        assert re.search(rf"`{command.strip(' `')}[ `]", results), row
 
 
 def test_the_guides_name_what_there_is() -> None:
