@@ -14,7 +14,7 @@ from sfumato.cli.options import (
     EpsOption,
     Fitting,
     NormOption,
-    OutFolder,
+    RunFolder,
     check_folder,
     load_images,
     option,
@@ -34,7 +34,7 @@ DONE, GATE_FAILED = 0, 1
 def audit(
     classifier: ClassifierArgument,
     data: DataOption,
-    out: OutFolder,
+    out: RunFolder,
     norm: NormOption = "Linf",
     eps: EpsOption = "8/255",
     count: Annotated[int, option("-n", "--count", help="Number of test images to attack.")] = 500,

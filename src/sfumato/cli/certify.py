@@ -10,7 +10,7 @@ from sfumato.cli.options import (
     Common,
     DataOption,
     Fitting,
-    OutFolder,
+    RunFolder,
     check_folder,
     load_images,
     option,
@@ -28,7 +28,7 @@ def certify(
     sigma: Annotated[
         float, option("--sigma", help="Smoothing noise: standard deviation, of pixels in [0, 1]: 0.12 to 1.")
     ],
-    out: OutFolder,
+    out: RunFolder,
     generator: Annotated[
         str | None,
         option(

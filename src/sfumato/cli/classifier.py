@@ -16,7 +16,7 @@ from sfumato.cli.options import (
     DeviceOption,
     Fitting,
     JsonOption,
-    OutFolder,
+    RunFolder,
     check_folder,
     load_images,
     option,
@@ -46,7 +46,7 @@ def root() -> None:
 
 def train(
     data: DataOption,
-    out: OutFolder,
+    out: RunFolder,
     minutes: MinutesOption = None,
     epochs: EpochsOption = None,
     network: Annotated[

@@ -29,7 +29,7 @@ SHOWN = 3  # classes named for each image
 
 def classify(
     model: ModelArgument,
-    paths: Annotated[list[Path] | None, argument("[IMAGES]...", "Image files to classify, or folders of them.")] = None,
+    paths: Annotated[list[Path] | None, argument("IMAGES", "Image files to classify, or folders of them.")] = None,
     data: SomeDataOption = None,
     count: Annotated[int, option("-n", "--count", help="With --data: number of test images, drawn at random.")] = 100,
     label: Annotated[

@@ -15,7 +15,7 @@ from sfumato.cli.options import (
     DataOption,
     EpsOption,
     FitOption,
-    OutFolder,
+    RunFolder,
     check_count,
     check_folder,
     load_images,
@@ -29,7 +29,7 @@ IMAGES = 500
 def harden(
     classifier: ClassifierArgument,
     data: DataOption,
-    out: OutFolder,
+    out: RunFolder,
     method: Annotated[
         str,
         option(

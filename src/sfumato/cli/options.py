@@ -41,13 +41,12 @@ _CLASSIFIER = "a trained folder, effnet-lite0, timm:NAME, hf:NAME or py:package.
 
 ModelArgument = Annotated[str, argument("MODEL", f"Trained diffusion model: {_MODEL}")]
 PackagedModelArgument = Annotated[
-    str | None, argument("[MODEL]", f"Trained diffusion model: {_MODEL} Default: the packaged one, which draws emoji.")
+    str | None, argument("MODEL", f"Trained diffusion model: {_MODEL} Default: the packaged one, which draws emoji.")
 ]
 ClassifierArgument = Annotated[str, argument("CLF", f"Image classifier: {_CLASSIFIER}")]
-SomeClassifierArgument = Annotated[str | None, argument("[CLF]", f"Image classifier: {_CLASSIFIER}")]
+SomeClassifierArgument = Annotated[str | None, argument("CLF", f"Image classifier: {_CLASSIFIER}")]
 DataOption = Annotated[str, option("--data", metavar="SRC", help=f"Data set: {_SOURCES}")]
 SomeDataOption = Annotated[str | None, option("--data", metavar="SRC", help=f"Labelled data set: {_SOURCES}")]
-GeneratorOption = Annotated[str | None, option("--generator", metavar="MODEL", help=f"Diffusion model: {_MODEL}")]
 DeviceOption = Annotated[str, option("--device", help="Where to compute: auto, cpu, cuda or cuda:1.")]
 SeedOption = Annotated[int, option("--seed", help="Random seed: same seed, same device, same result.")]
 JsonOption = Annotated[
@@ -61,8 +60,8 @@ FitOption = Annotated[str, option("--fit", help="How images of other shapes are 
 SetOption = Annotated[
     list[str] | None, option("--set", metavar="KEY=VALUE", help="Another setting, see below; can be repeated.")
 ]
-SamplerOption = Annotated[str, option("--sampler", help="Sampler: one of {samplers}, but for mean.")]
-OutFolder = Annotated[
+OutFolder = Annotated[Path, option("-o", "--out", metavar="FOLDER", help="Output folder.")]
+RunFolder = Annotated[
     Path, option("-o", "--out", metavar="FOLDER", help="Output folder; re-run the command to resume.")
 ]
 SomeOutFolder = Annotated[Path | None, option("-o", "--out", metavar="FOLDER", help="Output folder. Default: none.")]
@@ -107,13 +106,13 @@ class Conditions:
 
     label: Annotated[
         list[str] | None,
-        option("--label", help="Class label, by name or number; several take turns. Default: see --prompt."),
+        option("--label", help="Class label, by name or number; several take turns. Default: all; of edit none."),
     ] = None
     prompt: Annotated[
         list[str] | None,
         option(
             "--prompt",
-            help="Text prompt; -n images of each of several. Default: every class in turn, or unconditional.",
+            help="Text prompt; -n images of each of several. Default: none, unconditional.",
         ),
     ] = None
 

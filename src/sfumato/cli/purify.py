@@ -18,13 +18,13 @@ if TYPE_CHECKING:
 
 def purify(
     model: ModelArgument,
-    images: Annotated[list[Path], argument("IMAGES...", "Image files to purify, or folders of them.")],
+    images: Annotated[list[Path], argument("IMAGES", "Image files to purify, or folders of them.")],
     out: OutFolder,
     sigma: Annotated[
         float | None, option("--sigma", help="Noise level: standard deviation, of pixels in [0, 1]. Default: 0.3.")
     ] = None,
     steps: Annotated[int | None, option("--steps", help="Denoising steps. Default: 2, or one a stage.")] = None,
-    sampler: Annotated[str, option("--sampler", help="Sampler: one of {samplers}, but for mean.")] = "euler",
+    sampler: Annotated[str, option("--sampler", help="Sampler: {samplers}; mean does not work.")] = "euler",
     *,
     common: Common,
 ) -> None:

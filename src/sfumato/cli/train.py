@@ -13,7 +13,7 @@ from sfumato.cli.options import (
     Common,
     DataOption,
     Fitting,
-    OutFolder,
+    RunFolder,
     SetOption,
     check_folder,
     load_images,
@@ -30,7 +30,7 @@ LINE_SECONDS = 10.0  # between two lines where there is no terminal
 
 def train(
     data: DataOption,
-    out: OutFolder,
+    out: RunFolder,
     minutes: MinutesOption = None,
     images: Annotated[int | None, option("--images", help="Training budget in images. Default: --minutes.")] = None,
     steps: Annotated[

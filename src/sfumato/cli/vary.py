@@ -12,7 +12,7 @@ from sfumato.core.errors import InputError
 
 def vary(
     model: ModelArgument,
-    paths: Annotated[list[str], argument("IMAGE...", "Image to vary, or two to interpolate between.")],
+    paths: Annotated[list[str], argument("IMAGE", "Image to vary, or two to interpolate between.")],
     out: OutImages = "varied.png",
     count: Annotated[int, option("-n", "--count", help="Number of images.")] = 16,
     toward: Annotated[
