@@ -5,26 +5,16 @@ from __future__ import annotations
 import shlex
 from typing import Annotated, Any
 
+from sfumato.cli import options
 from sfumato.cli.console import show, waiting
-from sfumato.cli.options import (
-    ClassifierArgument,
-    Common,
-    DataOption,
-    Fitting,
-    OutFolder,
-    check_folder,
-    load_images,
-    option,
-    read_eps,
-    read_settings,
-)
+from sfumato.cli.options import option
 
 
 def attack(
-    classifier: ClassifierArgument,
-    data: DataOption,
+    classifier: options.ClassifierArgument,
+    data: options.DataOption,
     name: Annotated[str, option("--attack", help="Adversarial attack: one of {attacks}.")],
-    out: OutFolder,
+    out: options.OutFolder,
     norm: Annotated[
         str | None, option("--norm", help="Norm of the perturbation: Linf, L2, L1 or L0. Default: the attack's own.")
     ] = None,
@@ -43,26 +33,26 @@ def attack(
         list[str] | None, option("--set", metavar="KEY=VALUE", help="Another setting of the attack; can be repeated.")
     ] = None,
     *,
-    fitting: Fitting,
-    common: Common,
+    fitting: options.Fitting,
+    common: options.Common,
 ) -> None:
     """Craft adversarial examples for a few images, and show them: clean, noise, adversarial, and the predictions."""
-    radius = None if eps is None else read_eps(eps)
-    options = read_settings(settings)
+    radius = None if eps is None else options.read_eps(eps)
+    chosen = options.read_settings(settings)
     if steps is not None:
-        options["steps"] = str(steps)
+        chosen["steps"] = str(steps)
     pixels = fitting.pixels
-    check_folder(out)
+    options.check_folder(out)
     from sfumato.attacks import ATTACKS
     from sfumato.audit import demonstrate
     from sfumato.audit.demonstration import PICTURES, read_options
     from sfumato.classifiers import find_classifier
 
-    read_options(name, ATTACKS.find(name), norm, radius, options)  # before anything is loaded
+    read_options(name, ATTACKS.find(name), norm, radius, chosen)  # before anything is loaded
     found = find_classifier(classifier, common.device)
-    images = load_images(data, pixels or found.size, fitting.fit, "test")
+    images = options.load_images(data, pixels or found.size, fitting.fit, "test")
     with waiting(f"attacking {classifier}"):
-        how: dict[str, Any] = {"norm": norm, "eps": radius, "target": targeted, "count": count, "options": options}
+        how: dict[str, Any] = {"norm": norm, "eps": radius, "target": targeted, "count": count, "options": chosen}
         shown = demonstrate(found, images, name, seed=common.seed, **how)
         result = shown.save(out)
     lines = [shown.line(), f"pictures: {out / PICTURES}"]

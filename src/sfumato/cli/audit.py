@@ -6,20 +6,9 @@ from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
+from sfumato.cli import options
 from sfumato.cli.console import Interrupted, counting, say, show
-from sfumato.cli.options import (
-    ClassifierArgument,
-    Common,
-    DataOption,
-    EpsOption,
-    Fitting,
-    NormOption,
-    RunFolder,
-    check_folder,
-    load_images,
-    option,
-    read_eps,
-)
+from sfumato.cli.options import option
 from sfumato.core.errors import InputError
 
 if TYPE_CHECKING:
@@ -32,11 +21,11 @@ DONE, GATE_FAILED = 0, 1
 
 
 def audit(
-    classifier: ClassifierArgument,
-    data: DataOption,
-    out: RunFolder,
-    norm: NormOption = "Linf",
-    eps: EpsOption = "8/255",
+    classifier: options.ClassifierArgument,
+    data: options.DataOption,
+    out: options.RunFolder,
+    norm: options.NormOption = "Linf",
+    eps: options.EpsOption = "8/255",
     count: Annotated[int, option("-n", "--count", help="Number of test images to attack.")] = 500,
     screening: Annotated[
         bool, option("--screening", help="Screening protocol: without the most expensive attacks, a weaker bound.")
@@ -68,11 +57,11 @@ def audit(
     ] = None,
     steps: Annotated[int | None, option("--purify-steps", help="Steps of purification. Default: as of purify.")] = None,
     *,
-    fitting: Fitting,
-    common: Common,
+    fitting: options.Fitting,
+    common: options.Common,
 ) -> int:
     """Robustness audit: an ensemble of attacks (AutoAttack's and more), checks for gradient masking, one HTML report."""
-    radius = read_eps(eps)
+    radius = options.read_eps(eps)
     if min_robust_accuracy is not None and not 0 <= min_robust_accuracy <= 1:
         raise InputError(f"--min-robust-accuracy {min_robust_accuracy:g} is no share: give a number from 0 to 1")
     pixels = fitting.pixels
@@ -80,7 +69,7 @@ def audit(
         raise InputError("--purify-sigma and --purify-steps are of a purifier: name one with --purify MODEL")
     if purified < 1:
         raise InputError(f"--purified {purified} leaves nothing to attack: give 1 or more")
-    check_folder(out)
+    options.check_folder(out)
     from sfumato.audit import audit as run
     from sfumato.audit import audit_purification, find_baseline, read_report, write_report
     from sfumato.classifiers import find_classifier
@@ -90,7 +79,7 @@ def audit(
     found = find_classifier(classifier, common.device)
     purifier = None if purify is None else _purifier(found, purify, sigma, steps, norm, common.device)
     wanted = pixels or found.size or (None if purifier is None else purifier.ladder.size)
-    images = load_images(data, wanted, fitting.fit, "test")
+    images = options.load_images(data, wanted, fitting.fit, "test")
     try:
         with counting(f"auditing {classifier}") as progress:
             how: dict[str, Any] = {"norm": norm, "eps": radius, "count": count, "seed": common.seed, "name": classifier}

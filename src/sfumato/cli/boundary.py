@@ -5,17 +5,9 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
+from sfumato.cli import options
 from sfumato.cli.console import counting, show
-from sfumato.cli.options import (
-    Common,
-    Fitting,
-    SomeClassifierArgument,
-    SomeDataOption,
-    check_file,
-    load_images,
-    option,
-    read_eps,
-)
+from sfumato.cli.options import option
 from sfumato.core.errors import InputError
 
 if TYPE_CHECKING:
@@ -27,8 +19,8 @@ CANDIDATES = 96  # images, spread over all, among which the views find theirs
 
 
 def boundary(
-    classifier: SomeClassifierArgument = None,
-    data: SomeDataOption = None,
+    classifier: options.SomeClassifierArgument = None,
+    data: options.SomeDataOption = None,
     out: Annotated[Path, option("-o", "--out", metavar="FILE", help="Output figure: .png, .pdf or .svg.")] = Path(
         "boundary.png"
     ),
@@ -61,12 +53,12 @@ def boundary(
         int | None, option("--resolution", help="Grid points along each side. Default: 101; large images 41.")
     ] = None,
     *,
-    fitting: Fitting,
-    common: Common,
+    fitting: options.Fitting,
+    common: options.Common,
 ) -> None:
     """Draw a classifier's decision boundary: along adversarial, random and gradient directions, and between images."""
-    check_file(out, SUFFIXES)
-    radius = None if eps is None else read_eps(eps)
+    options.check_file(out, SUFFIXES)
+    radius = None if eps is None else options.read_eps(eps)
     pixels = fitting.pixels
     if kind != "toy" and (classifier is None or data is None):
         absent = "CLF" if classifier is None else "--data"
@@ -98,7 +90,7 @@ def _loaded(
 
     found = find_classifier(classifier, device)
     second = None if other is None else find_classifier(other, device)
-    return found, second, load_images(data, size or found.size, fit, "test")
+    return found, second, options.load_images(data, size or found.size, fit, "test")
 
 
 def _chosen(classifier: Classifier, images: ImageSet, index: tuple[int, int, int] | None) -> Any:

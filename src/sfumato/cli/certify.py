@@ -4,18 +4,9 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Annotated, Any
 
+from sfumato.cli import options
 from sfumato.cli.console import Interrupted, counting, say, show
-from sfumato.cli.options import (
-    ClassifierArgument,
-    Common,
-    DataOption,
-    Fitting,
-    RunFolder,
-    check_folder,
-    load_images,
-    option,
-    read_radii,
-)
+from sfumato.cli.options import option
 from sfumato.core.errors import InputError
 
 if TYPE_CHECKING:
@@ -23,12 +14,12 @@ if TYPE_CHECKING:
 
 
 def certify(
-    classifier: ClassifierArgument,
-    data: DataOption,
+    classifier: options.ClassifierArgument,
+    data: options.DataOption,
     sigma: Annotated[
         float, option("--sigma", help="Smoothing noise: standard deviation, of pixels in [0, 1]: 0.12 to 1.")
     ],
-    out: RunFolder,
+    out: options.RunFolder,
     generator: Annotated[
         str | None,
         option(
@@ -53,13 +44,13 @@ def certify(
         int | None, option("--batch-size", help="Noise samples at once. Default: by the device.")
     ] = None,
     *,
-    fitting: Fitting,
-    common: Common,
+    fitting: options.Fitting,
+    common: options.Common,
 ) -> None:
     """Randomized smoothing: certified accuracy at L2 radii, of the smoothed classifier."""
     pixels = fitting.pixels
-    check_folder(out)
-    distances = read_radii(radii)
+    options.check_folder(out)
+    distances = options.read_radii(radii)
     if batch_size is not None and batch_size < 1:
         raise InputError(f"--batch-size {batch_size}: give 1 or more")
     from sfumato.classifiers import find_classifier
@@ -72,7 +63,7 @@ def certify(
     found = find_classifier(classifier, common.device)
     model = None if generator is None else Generator.from_pretrained(generator, common.device)
     wanted = pixels or found.size or (None if model is None else model.ladder.size)
-    images = load_images(data, wanted, fitting.fit, "test")
+    images = options.load_images(data, wanted, fitting.fit, "test")
     try:
         with counting(f"certifying {classifier}") as progress:
             made = certify_data(found, images, request, generator=model, out=out, progress=progress, remark=say)

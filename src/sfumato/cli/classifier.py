@@ -8,20 +8,9 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from sfumato.cli import options
 from sfumato.cli.console import Interrupted, counting, show
-from sfumato.cli.options import (
-    ClassifierArgument,
-    Common,
-    DataOption,
-    DeviceOption,
-    Fitting,
-    JsonOption,
-    RunFolder,
-    check_folder,
-    load_images,
-    option,
-    register,
-)
+from sfumato.cli.options import option
 from sfumato.cli.train import TrainingDisplay
 
 if TYPE_CHECKING:
@@ -45,8 +34,8 @@ def root() -> None:
 
 
 def train(
-    data: DataOption,
-    out: RunFolder,
+    data: options.DataOption,
+    out: options.RunFolder,
     minutes: MinutesOption = None,
     epochs: EpochsOption = None,
     network: Annotated[
@@ -56,7 +45,7 @@ def train(
         ),
     ] = None,
     *,
-    fitting: Fitting,
+    fitting: options.Fitting,
     shift: Annotated[
         int | None, option("--shift", help="Augmentation: random shifts up to so many pixels. Default: by the size.")
     ] = None,
@@ -67,16 +56,16 @@ def train(
             help="Augmentation: random mirroring. Default: for cifar10, clothes and fashion-mnist only.",
         ),
     ] = None,
-    common: Common,
+    common: options.Common,
 ) -> None:
     """Train a classifier on labelled images. Re-run the command to resume."""
     pixels, fit, seed, device = fitting.pixels, fitting.fit, common.seed, common.device
-    check_folder(out)
+    options.check_folder(out)
     from sfumato.classifiers import read_description, training_steps
     from sfumato.classifiers.training import Budget
 
     budget = Budget.of(minutes, epochs)  # before the images are decoded: that may take its time
-    load_images(data, pixels, fit)  # into the cache, with a bar
+    options.load_images(data, pixels, fit)  # into the cache, with a bar
     run = training_steps(
         data, out, minutes=minutes, epochs=epochs, network=network, shift=shift, flip=flip, size=pixels, fit=fit, seed=seed,
         device=device,
@@ -104,18 +93,18 @@ def train(
 
 
 def evaluate(
-    classifier: ClassifierArgument,
-    data: DataOption,
+    classifier: options.ClassifierArgument,
+    data: options.DataOption,
     *,
-    fitting: Fitting,
-    device: DeviceOption = "auto",
-    json: JsonOption = False,
+    fitting: options.Fitting,
+    device: options.DeviceOption = "auto",
+    json: options.JsonOption = False,
 ) -> None:
     """Test accuracy of a classifier, overall and for each class."""
     from sfumato.classifiers import evaluate_classifier, find_classifier
 
     found = find_classifier(classifier, device)
-    images = load_images(data, fitting.pixels or found.size, fitting.fit, "test")
+    images = options.load_images(data, fitting.pixels or found.size, fitting.fit, "test")
     with counting("classifying") as progress:
         evaluation = evaluate_classifier(found, images, progress)
     result = {"classifier": classifier, "data": data, **evaluation.to_json()}
@@ -143,5 +132,5 @@ class ClassifierDisplay(TrainingDisplay):
         )
 
 
-register(app, "train", train)
-register(app, "evaluate", evaluate)
+options.register(app, "train", train)
+options.register(app, "evaluate", evaluate)

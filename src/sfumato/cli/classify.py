@@ -6,17 +6,9 @@ import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
+from sfumato.cli import options
 from sfumato.cli.console import counting, show
-from sfumato.cli.options import (
-    Common,
-    FitOption,
-    ModelArgument,
-    SomeDataOption,
-    argument,
-    check_count,
-    load_random,
-    option,
-)
+from sfumato.cli.options import argument, option
 from sfumato.cli.pictures import picture_files, read_picture
 from sfumato.core.errors import InputError
 
@@ -28,9 +20,9 @@ SHOWN = 3  # classes named for each image
 
 
 def classify(
-    model: ModelArgument,
+    model: options.ModelArgument,
     paths: Annotated[list[Path] | None, argument("IMAGES", "Image files to classify, or folders of them.")] = None,
-    data: SomeDataOption = None,
+    data: options.SomeDataOption = None,
     count: Annotated[int, option("-n", "--count", help="With --data: number of test images, drawn at random.")] = 100,
     label: Annotated[
         list[str] | None,
@@ -44,14 +36,14 @@ def classify(
     no_early_stop: Annotated[
         bool, option("--no-early-stop", help="Evaluate all draws of all classes: slower, and rarely another answer.")
     ] = False,
-    fit: FitOption = "crop",
+    fit: options.FitOption = "crop",
     *,
-    common: Common,
+    common: options.Common,
 ) -> None:
     """Diffusion classifier: the class under which the diffusion model denoises an image best."""
     if bool(paths) == bool(data):
         raise InputError("give image files, or --data with labelled images: one of the two")
-    check_count(count)
+    options.check_count(count)
     import torch
 
     from sfumato.data.fit import check_fit
@@ -61,7 +53,7 @@ def classify(
     check_fit(fit)
     files = picture_files(paths or [])
     generator = Generator.from_pretrained(model, common.device)
-    chosen = None if data is None else load_random(generator.ladder, data, fit, count, common.seed)
+    chosen = None if data is None else options.load_random(generator.ladder, data, fit, count, common.seed)
     names = tuple(label or (chosen.classes if chosen is not None and generator.kinds.tokens else ()))
     draws = DRAWS if draws is None else draws
     classifier = diffusion_classifier(generator, names, draws=draws, seed=common.seed)

@@ -5,26 +5,17 @@ from __future__ import annotations
 import json
 from typing import TYPE_CHECKING, Annotated
 
+from sfumato.cli import options
 from sfumato.cli.console import counting, show
-from sfumato.cli.options import (
-    Common,
-    DataOption,
-    FitOption,
-    ModelArgument,
-    SomeOutFolder,
-    Stepping,
-    check_folder,
-    load_images_of,
-    option,
-)
+from sfumato.cli.options import option
 
 if TYPE_CHECKING:
     from sfumato.data import ImageSet
 
 
 def evaluate(
-    model: ModelArgument,
-    data: DataOption,
+    model: options.ModelArgument,
+    data: options.DataOption,
     count: Annotated[int, option("-n", "--count", help="Number of samples to draw and compare.")] = 2000,
     features: Annotated[
         list[str] | None,
@@ -43,21 +34,21 @@ def evaluate(
             "on the training images.",
         ),
     ] = None,
-    out: SomeOutFolder = None,
-    fit: FitOption = "crop",
+    out: options.SomeOutFolder = None,
+    fit: options.FitOption = "crop",
     *,
-    stepping: Stepping,
-    common: Common,
+    stepping: options.Stepping,
+    common: options.Common,
 ) -> None:
     """Evaluate a diffusion model: Frechet and kernel distances, precision, recall, coverage, labels or captions, memorisation."""
-    check_folder(out)
+    options.check_folder(out)
     from sfumato import metrics
     from sfumato.core import pictures
     from sfumato.core.files import atomic_write
     from sfumato.recipes import load
 
     generator = load(model, common.device)
-    test, train = (load_images_of(generator.ladder, data, fit, split) for split in ("test", "train"))
+    test, train = (options.load_images_of(generator.ladder, data, fit, split) for split in ("test", "train"))
     how = stepping.of()
     generator.sample(1, **how)  # options that do not fit are refused now, not after minutes
     drawn: list[ImageSet] = []

@@ -7,29 +7,18 @@ from contextlib import closing
 from pathlib import Path
 from typing import Annotated, Any
 
+from sfumato.cli import options
 from sfumato.cli.classifier import ClassifierDisplay, EpochsOption, MinutesOption
 from sfumato.cli.console import Interrupted, counting, say, show, waiting
-from sfumato.cli.options import (
-    ClassifierArgument,
-    Common,
-    DataOption,
-    EpsOption,
-    FitOption,
-    RunFolder,
-    check_count,
-    check_folder,
-    load_images,
-    option,
-    read_eps,
-)
+from sfumato.cli.options import option
 
 IMAGES = 500
 
 
 def harden(
-    classifier: ClassifierArgument,
-    data: DataOption,
-    out: RunFolder,
+    classifier: options.ClassifierArgument,
+    data: options.DataOption,
+    out: options.RunFolder,
     method: Annotated[
         str,
         option(
@@ -39,7 +28,7 @@ def harden(
         ),
     ] = "trades",
     norm: Annotated[str, option("--norm", help="Norm of the perturbation: Linf or L2.")] = "Linf",
-    eps: EpsOption = "8/255",
+    eps: options.EpsOption = "8/255",
     generator: Annotated[
         str | None,
         option(
@@ -52,17 +41,17 @@ def harden(
     share: Annotated[float, option("--share", help="Share of each batch that is generated.")] = 0.3,
     minutes: MinutesOption = None,
     epochs: EpochsOption = None,
-    fit: FitOption = "crop",
+    fit: options.FitOption = "crop",
     count: Annotated[
         int, option("-n", "--count", help="Number of test images to measure on, before and after.")
     ] = IMAGES,
     *,
-    common: Common,
+    common: options.Common,
 ) -> None:
     """Adversarial training: train a classifier further, on adversarial examples of it. Re-run the command to resume."""
-    radius, seed, device = read_eps(eps), common.seed, common.device
-    check_count(count)
-    check_folder(out)
+    radius, seed, device = options.read_eps(eps), common.seed, common.device
+    options.check_count(count)
+    options.check_folder(out)
     from sfumato.classifiers import find_classifier, load_classifier, read_description
     from sfumato.classifiers.training import Budget
     from sfumato.defences.hardening.adversarial_training import METHODS, Threat
@@ -76,7 +65,7 @@ def harden(
     before = find_classifier(classifier, device)
     check_trainable(before)
     model = None if generator is None else Generator.from_pretrained(generator, device)
-    load_images(data, before.size, fit)  # into the cache, with a bar
+    options.load_images(data, before.size, fit)  # into the cache, with a bar
     last = None
     try:
         with counting(f"drawing images for {out}") as drawing:
@@ -124,7 +113,7 @@ def _tested(classifier: Any, data: str, fit: str, count: int) -> Any:
 
     from sfumato.classifiers import match_labels
 
-    images = load_images(data, classifier.size, fit, "test")
+    images = options.load_images(data, classifier.size, fit, "test")
     rows = np.sort(np.random.RandomState(0).permutation(len(images))[:count])
     return images.pixels(rows), match_labels(classifier, images)[rows]
 

@@ -6,18 +6,9 @@ import json
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
+from sfumato.cli import options
 from sfumato.cli.console import counting, show, waiting
-from sfumato.cli.options import (
-    Common,
-    DataOption,
-    FitOption,
-    ModelArgument,
-    SomeOutFolder,
-    check_count,
-    check_folder,
-    load_random,
-    option,
-)
+from sfumato.cli.options import option
 from sfumato.core.errors import InputError
 
 if TYPE_CHECKING:
@@ -31,8 +22,8 @@ PICTURE, FIGURE, NUMBERS, ARRAYS = "extremes.png", "integration.png", "scores.js
 
 
 def score(
-    model: ModelArgument,
-    data: DataOption,
+    model: options.ModelArgument,
+    data: options.DataOption,
     count: Annotated[int, option("-n", "--count", help="Number of test images, drawn at random.")] = 500,
     method: Annotated[
         str,
@@ -57,14 +48,14 @@ def score(
             help="Out-of-distribution images: how well the score detects them (AUROC). Default: none.",
         ),
     ] = None,
-    out: SomeOutFolder = None,
-    fit: FitOption = "crop",
+    out: options.SomeOutFolder = None,
+    fit: options.FitOption = "crop",
     *,
-    common: Common,
+    common: options.Common,
 ) -> None:
     """Likelihood of images under a diffusion model, in bits per dimension, and out-of-distribution detection by it."""
-    check_count(count)
-    check_folder(out)
+    options.check_count(count)
+    options.check_folder(out)
     from sfumato.core.files import make_folder
     from sfumato.core.pictures import save
     from sfumato.generator import Generator
@@ -74,7 +65,7 @@ def score(
     METHODS.find(method)
     generator = Generator.from_pretrained(model, common.device)
     sources = [data] if against is None else [data, against]
-    sets = [load_random(generator.ladder, source, fit, count, common.seed) for source in sources]
+    sets = [options.load_random(generator.ladder, source, fit, count, common.seed) for source in sources]
     how: dict[str, Any] = {"method": method, "draws": draws, "seed": common.seed}
     scores, pixels = [], []
     for images in sets:

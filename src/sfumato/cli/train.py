@@ -8,18 +8,9 @@ from contextlib import closing
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
+from sfumato.cli import options
 from sfumato.cli.console import Interrupted, counting, say, show, stderr
-from sfumato.cli.options import (
-    Common,
-    DataOption,
-    Fitting,
-    RunFolder,
-    SetOption,
-    check_folder,
-    load_images,
-    option,
-    read_settings,
-)
+from sfumato.cli.options import option
 
 if TYPE_CHECKING:
     from sfumato.training import Progress
@@ -29,8 +20,8 @@ LINE_SECONDS = 10.0  # between two lines where there is no terminal
 
 
 def train(
-    data: DataOption,
-    out: RunFolder,
+    data: options.DataOption,
+    out: options.RunFolder,
     minutes: MinutesOption = None,
     images: Annotated[int | None, option("--images", help="Training budget in images. Default: --minutes.")] = None,
     steps: Annotated[
@@ -44,21 +35,21 @@ def train(
         option("--recipe", help="A published system of several models: {recipes}. Default: one diffusion model."),
     ] = None,
     *,
-    fitting: Fitting,
-    settings: SetOption = None,
-    common: Common,
+    fitting: options.Fitting,
+    settings: options.SetOption = None,
+    common: options.Common,
 ) -> None:
     """Train a diffusion model on images, from scratch. Re-run the command to resume."""
-    chosen = read_settings(settings)
+    chosen = options.read_settings(settings)
     pixels, fit, seed, device = fitting.pixels, fitting.fit, common.seed, common.device
-    check_folder(out)
+    options.check_folder(out)
     from sfumato.engine.budget import Budget
     from sfumato.recipes import RECIPES
     from sfumato.training import training_steps
 
     steps_of = training_steps if recipe is None else RECIPES.find(recipe)
     budget = Budget.of(minutes, images, steps)  # before the images are decoded: that may take its time
-    dataset = load_images(data, pixels, fit)
+    dataset = options.load_images(data, pixels, fit)
     if dataset.captions is not None:
         from sfumato.conditions.sources import source_of
         from sfumato.config import Config
