@@ -1,4 +1,4 @@
-"""Attacks on linear classifiers, whose smallest perturbations have a closed form; and on a small network, against a peer."""
+"""Attacks on linear classifiers, whose smallest perturbations have a closed form; and on a small network."""
 
 from __future__ import annotations
 
@@ -6,13 +6,13 @@ import copy
 import importlib
 import math
 from collections.abc import Callable
-from functools import lru_cache
 
 import pytest
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from helpers.classifiers import digits
 from sfumato.attacks import ATTACKS, apgd, apgd_targeted, fab, fgsm, gradient_ascent, pgd, square, standard
 from sfumato.attacks.fab import to_hyperplane
 from sfumato.attacks.losses import cross_entropy, dlr, margin, reached, targeted_dlr
@@ -207,30 +207,6 @@ def test_logits_that_are_no_numbers_are_no_success():
 # -- a small network ------------------------------------------------------------------------------------------------------
 
 
-@lru_cache
-def digits() -> tuple[nn.Module, Tensor, Tensor]:
-    """A network on scikit-learn's digits, briefly trained on noisy images, and 60 images that it knows."""
-    from sklearn.datasets import load_digits
-
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(0)
-        bunch = load_digits()
-        x = torch.tensor(bunch.images, dtype=torch.float32)[:, None] / 16  # type: ignore[attr-defined]
-        y = torch.tensor(bunch.target)  # type: ignore[attr-defined]
-        net = nn.Sequential(
-            nn.Conv2d(1, 8, 3, padding=1), nn.ReLU(inplace=True), nn.Conv2d(8, 16, 3, stride=2), nn.ReLU(inplace=True),
-            nn.Flatten(), nn.Dropout(0.2), nn.Linear(144, 10),
-        )  # fmt: skip
-        optimizer = torch.optim.Adam(net.parameters(), 5e-3)
-        for _ in range(300):
-            rows = torch.randint(len(x), (128,))
-            optimizer.zero_grad()
-            F.cross_entropy(net((x[rows] + 0.2 * torch.randn(128, 1, 8, 8)).clamp(0, 1)), y[rows]).backward()
-            optimizer.step()
-    optimizer.zero_grad()
-    return net, x[:60], y[:60]
-
-
 ON_DIGITS: dict[str, tuple[Attack, dict]] = {
     "fgsm": (fgsm, {}),
     "pgd": (pgd, {"restarts": 2, "steps": 10}),
@@ -358,18 +334,6 @@ def test_the_ensemble_on_few_classes(classes: int):
     assert verdict.fooled_by[0] == "clean" and set(verdict.fooled_by[1:]) <= {"apgd-ce", "apgd-t", "fab-t", "square"}
     assert verified(case.classifier, case.x, verdict.x_adv, case.y, eps=eps).success.all()
     assert seen[0][:2] == ("apgd-ce", 7) and seen[-1][2] == 0
-
-
-def test_the_ensemble_agrees_with_autoattack():
-    peer = pytest.importorskip("pyautoattack", reason="pyautoattack is not installed (it is a benchmark's peer)")
-    net, x, y = digits()
-    net.eval()
-    x, y, eps = x[:24], y[:24], 0.12
-    reference = peer.AutoAttack(net, norm="Linf", eps=eps, device="cpu", version="standard")
-    theirs = net(reference.run_standard_evaluation(x, y, batch_size=24)[0]).argmax(1) == y
-    ours = standard(Classifier(net), x, y, eps=eps).robust
-    assert 0 < int(ours.sum()) < 24
-    assert ours.tolist() == theirs.tolist()
 
 
 # -- bad input ------------------------------------------------------------------------------------------------------------

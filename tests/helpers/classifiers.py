@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+from functools import lru_cache
+
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from sfumato.classifiers import Classifier
@@ -41,3 +44,26 @@ def images(count: int = 6, low: float = 0.3, high: float = 0.7) -> Tensor:
 def same(a: Classifier, b: Classifier) -> bool:
     assert a.module is not None and b.module is not None
     return all(torch.equal(t, b.module.state_dict()[name]) for name, t in a.module.state_dict().items())
+
+
+@lru_cache
+def digits() -> tuple[nn.Module, Tensor, Tensor]:
+    """A network on scikit-learn's digits, briefly trained on noisy images, and 60 images that it knows."""
+    from sklearn.datasets import load_digits
+
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        bunch = load_digits()
+        x = torch.tensor(bunch.images, dtype=torch.float32)[:, None] / 16  # type: ignore[attr-defined]
+        y = torch.tensor(bunch.target)  # type: ignore[attr-defined]
+        first, second = nn.Conv2d(1, 8, 3, padding=1), nn.Conv2d(8, 16, 3, stride=2)
+        head = nn.Flatten(), nn.Dropout(0.2), nn.Linear(144, 10)
+        net = nn.Sequential(first, nn.ReLU(inplace=True), second, nn.ReLU(inplace=True), *head)
+        optimizer = torch.optim.Adam(net.parameters(), 5e-3)
+        for _ in range(300):
+            rows = torch.randint(len(x), (128,))
+            optimizer.zero_grad()
+            F.cross_entropy(net((x[rows] + 0.2 * torch.randn(128, 1, 8, 8)).clamp(0, 1)), y[rows]).backward()
+            optimizer.step()
+    optimizer.zero_grad()
+    return net, x[:60], y[:60]
