@@ -16,7 +16,7 @@ from sfumato.conditions import Condition, Kinds
 from sfumato.config import Config
 from sfumato.core.errors import InputError
 from sfumato.defences import Purifier, purified, purify
-from sfumato.defences.purification.purifier import answers, level_of
+from sfumato.defences.purification.purifier import answers, entry_level
 from sfumato.generator import Generator
 from sfumato.ladder import Ladder, Level
 from sfumato.samplers import SAMPLERS, ResumedNoise
@@ -88,10 +88,10 @@ def test_with_an_exact_denoiser_mean_and_covariance_are_known(sigma: float, step
 
 
 def test_sigma_is_that_of_pixels_at_full_resolution() -> None:
-    assert level_of(LADDER, 0.25) == Level(1, 0.5)
-    assert level_of(LADDER, 1.0) == Level(1, 2.0)  # where two stages meet, the finer
-    assert level_of(LADDER, 2.0) == Level(0, 2.0)  # sigma 4 in [-1, 1] space, halved by pooling
-    assert level_of(Ladder((8, 8), stages=3, jumps=(40.0, 4.0, 1.0)), 2.0) == Level(1, 2.0)
+    assert entry_level(LADDER, 0.25) == Level(1, 0.5)
+    assert entry_level(LADDER, 1.0) == Level(1, 2.0)  # where two stages meet, the finer
+    assert entry_level(LADDER, 2.0) == Level(0, 2.0)  # sigma 4 in [-1, 1] space, halved by pooling
+    assert entry_level(Ladder((8, 8), stages=3, jumps=(40.0, 4.0, 1.0)), 2.0) == Level(1, 2.0)
     for sigma in (0.0, -1.0, float("nan"), 11.0, 1e-5):
         with pytest.raises(InputError, match="cannot purify"):
             Purifier(IMAGES.denoise, LADDER, sigma=sigma)

@@ -11,12 +11,13 @@ import torch
 from scipy.stats import norm as normal
 from torch import Tensor, nn
 
+from sfumato.attacks.context import AttackContext
 from sfumato.attacks.norms import norm_of
 from sfumato.classifiers import Classifier
 from sfumato.core.errors import InputError
 from sfumato.defences import Effort, Purifier, purification_protocol
-from sfumato.defences.purification.attacks import METHODS, Scene, methods
-from sfumato.defences.purification.protocol import Share, numbers
+from sfumato.defences.purification.attacks import ATTACKS, PurificationContext, attacks_on
+from sfumato.defences.purification.protocol import FIXED_NOISE, MeanAccuracy, accuracies
 from sfumato.ladder import Ladder
 
 SIDE, PIXELS = 4, 16
@@ -36,19 +37,19 @@ class Bright(nn.Module):
         return torch.stack([-over, over], 1)
 
 
-def scene(count: int, brightness: float) -> tuple[Classifier, Tensor, Tensor]:
+def bright_images(count: int, brightness: float) -> tuple[Classifier, Tensor, Tensor]:
     return Classifier(Bright()), torch.full((count, 1, SIDE, SIDE), brightness), torch.ones(count, dtype=torch.int64)
 
 
 def test_a_purifier_that_only_adds_noise_has_the_numbers_of_a_normal_distribution() -> None:
-    classifier, x, y = scene(200, 0.62)
+    classifier, x, y = bright_images(200, 0.62)
     purifier = Purifier(lambda z, sigma, stage: z, LADDER, sigma=0.2, steps=1)  # D(x) = x + 0.2 e: mean e is N(0, 1/16)
     found = purification_protocol(classifier, purifier, x, y, eps=0.05, effort=EFFORT, seed=1).report
 
     def right(brightness: float) -> float:
         return float(normal.cdf((brightness - 0.5) / (0.2 / math.sqrt(PIXELS))))
 
-    assert set(METHODS) - {each["name"] for each in found["attacks"]} == {"one-step"}  # it is its own surrogate
+    assert set(ATTACKS) - {each["name"] for each in found["attacks"]} == {"one-step"}  # it is its own surrogate
     # Under any attack that follows a gradient all pixels are 0.05 darker: nothing better can be done.
     for row, p in (
         (found["clean"], right(0.62)),
@@ -70,11 +71,9 @@ def test_against_noise_that_is_known_the_verdict_is_that_of_the_noise() -> None:
     purifier = Purifier(lambda z, sigma, stage: z, LADDER, sigma=0.2, steps=1)
     verdicts = []
     for seed in range(6):
-        from sfumato.defences.purification.protocol import _FIXED
-
-        shift = 0.2 * float(purifier.noise([0], seed ^ _FIXED)[0].mean())
+        shift = 0.2 * float(purifier.noise([0], seed ^ FIXED_NOISE)[0].mean())
         for brightness in (0.5 - shift + 0.04, 0.5 - shift + 0.06):
-            classifier, x, y = scene(2, brightness)
+            classifier, x, y = bright_images(2, brightness)
             fixed = purification_protocol(classifier, purifier, x, y, eps=0.05, effort=EFFORT, seed=seed).report[
                 "fixed"
             ]
@@ -85,7 +84,7 @@ def test_against_noise_that_is_known_the_verdict_is_that_of_the_noise() -> None:
 
 def test_weak_attacks_miss_what_exact_gradients_find() -> None:
     """The second step turns images into their negatives: what does not look through it is led away."""
-    classifier, x, _ = scene(20, 0.42)
+    classifier, x, _ = bright_images(20, 0.42)
     purifier = Purifier(lambda z, sigma, stage: z if sigma > 0.03 else -z, LADDER, sigma=0.02, steps=2)
     found = purification_protocol(classifier, purifier, x, torch.ones(20, dtype=torch.int64), eps=0.1, effort=EFFORT)
     rows = {row["name"]: row for row in found.report["attacks"]}
@@ -95,7 +94,7 @@ def test_weak_attacks_miss_what_exact_gradients_find() -> None:
     assert found.report["robust"]["average"]["accuracy"] == 0 and found.report["fixed"]["robust"]["accuracy"] == 0
     assert found.report["undefended"]["clean"]["accuracy"] == 0
     # The best attack of each image is chosen by the attacker's own draws, and is shown.
-    chosen = [list(methods(purifier))[number] for number in found.arrays["chosen"]]
+    chosen = [list(attacks_on(purifier))[number] for number in found.arrays["chosen"]]
     assert set(chosen) <= {"pgd", "apgd"}
     clean, attacked, pure = found.pictures.unbind(1)
     assert (attacked - clean).abs().amax() <= 0.1 + 1e-6 and attacked.mean() > 0.5 and pure.mean() < 0.5
@@ -111,9 +110,10 @@ def test_every_attack_stays_in_ball_and_box(norm: str, eps: float) -> None:
     classifier = Classifier(nn.Sequential(nn.Flatten(), nn.Linear(PIXELS, 3)))
     purifier = Purifier(lambda z, sigma, stage: z.tanh(), LADDER, sigma=0.2, steps=2)
     x, y = torch.rand(3, 1, SIDE, SIDE), torch.tensor([0, 1, 2])
-    for name, method in METHODS.items():
+    for name, attack in ATTACKS.items():
         effort = Effort(steps=4, draws=2, restarts=2, fixed_steps=4)
-        x_adv = method.run(Scene(classifier, purifier, x, y, [3, 1, 9], norm, eps, 0, effort))
+        images = AttackContext.of(classifier, x, y, norm=norm, eps=eps, ids=[3, 1, 9])
+        x_adv = attack.run(PurificationContext(images, purifier, effort))
         assert bool((norm_of(x_adv - x, norm) <= eps * (1 + 1e-5)).all()), name
         assert bool(((x_adv >= 0) & (x_adv <= 1)).all()) and not torch.equal(x_adv, x)
 
@@ -136,7 +136,7 @@ def test_images_do_not_depend_on_their_company_and_parts_are_taken_as_they_were(
     whole = purification_protocol(
         classifier, purifier, x, y, eps=0.1, effort=EFFORT, keep=keep, progress=lambda *at: done.append(at)
     )
-    assert len(asked) == len(set(asked)) == 2 * (len(METHODS) + 3) + 1  # two groups of images
+    assert len(asked) == len(set(asked)) == 2 * (len(ATTACKS) + 3) + 1  # two groups of images
     assert done[-1][0] == done[-1][1] and done == sorted(done)
     again = purification_protocol(classifier, purifier, x, y, eps=0.1, effort=EFFORT, keep=keep)
     assert again.report == whole.report and len(asked) == 2 * len(set(asked))
@@ -156,30 +156,28 @@ def test_images_do_not_depend_on_their_company_and_parts_are_taken_as_they_were(
 
 
 def test_votes_are_counted_and_shares_have_intervals() -> None:
-    said = torch.tensor([[0, 1, 2], [0, 1, 2], [0, 2, 1], [0, 0, 2]])  # (draws, images)
-    found = numbers(said, torch.tensor([0, 1, 1]))
+    predicted = torch.tensor([[0, 1, 2], [0, 1, 2], [0, 2, 1], [0, 0, 2]])  # (draws, images)
+    found = accuracies(predicted, torch.tensor([0, 1, 1]))
     assert found["average"]["accuracy"] == pytest.approx((1 + 0.5 + 0.25) / 3)
     assert found["worst"]["correct"] == 1
     assert found["majority"]["correct"] == 2  # the second has 2 of 4 votes, and no other class as many
-    tied = numbers(torch.tensor([[0], [1]]), torch.tensor([0]))
+    tied = accuracies(torch.tensor([[0], [1]]), torch.tensor([0]))
     assert tied["majority"]["correct"] == 0 and tied["average"]["accuracy"] == 0.5
-    low, high = Share(2.5, 10).interval
-    assert low < Share(3, 10).interval[0] and high > Share(2, 10).interval[1] and low < 0.25 < high
+    low, high = MeanAccuracy(2.5, 10).interval
+    assert low < MeanAccuracy(3, 10).interval[0] and high > MeanAccuracy(2, 10).interval[1] and low < 0.25 < high
 
 
 def test_more_effort_costs_restarts_that_do_no_harm() -> None:
-    classifier, x, y = scene(6, 0.62)
+    classifier, x, y = bright_images(6, 0.62)
     purifier = Purifier(lambda z, sigma, stage: z, LADDER, sigma=0.2, steps=1)
-    scenes = [
-        Scene(classifier, purifier, x, y, list(range(6)), "Linf", 0.05, 0, Effort(steps=1, draws=1, restarts=restarts))
-        for restarts in (1, 4)
-    ]
-    one, four = (METHODS["pgd"].run(each) for each in scenes)
-    assert bool((scenes[0].score(four) <= scenes[0].score(one)).all())
+    images = AttackContext.of(classifier, x, y, norm="Linf", eps=0.05)
+    one, four = (PurificationContext(images, purifier, Effort(steps=1, draws=1, restarts=n)) for n in (1, 4))
+    found = [ATTACKS["pgd"].run(each) for each in (one, four)]
+    assert bool((one.robustness(found[1]) <= one.robustness(found[0])).all())
 
 
 def test_bad_input() -> None:
-    classifier, x, y = scene(2, 0.6)
+    classifier, x, y = bright_images(2, 0.6)
     purifier = Purifier(lambda z, sigma, stage: z, LADDER, sigma=0.2, steps=1)
     for more, says in (
         ({"norm": "L0"}, "L0"),

@@ -23,7 +23,7 @@ PURIFIED: dict[str, Callable[[Mapping[str, Any]], Any]] = {
     "majority of the votes": lambda it: it["robust"]["majority"],
     "noise known to the attacker": lambda it: it["fixed"]["robust"],
 }
-"""The four numbers of a defence that is random, under all attacks; see ``defences/purification_protocol.py``."""
+"""The four numbers of a defence that is random, under all attacks; see ``defences/purification/protocol.py``."""
 
 
 def read_report(path: str | Path) -> dict[str, Any]:

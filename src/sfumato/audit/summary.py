@@ -21,7 +21,7 @@ Clopper and Pearson; all sizes are in units of pixels in [0, 1].
 * ``invariance``: accuracies under changes that a person would not notice, each with ``name``, ``bounds`` and ``worst``
   (the single change at which fewest images are right, ``{change, accuracy}``, or null); null for images of 4 channels
 * ``gate``: ``min_robust_accuracy`` and ``passed``, or null; ``baseline``: the comparison of compare.py, or null
-* ``purification``: the classifier behind a purifier, see ``defences/purification_protocol.py``, or null
+* ``purification``: the classifier behind a purifier, see ``defences/purification/protocol.py``, or null
 * ``passes``: ``forward`` and ``backward`` of the whole audit; ``stamp``: versions and device
 * ``seconds``, ``written``: the only entries that differ between two runs of the same command
 

@@ -57,12 +57,10 @@ def purify(
 
 
 def purifier_of(generator: Generator, sigma: float | None, steps: int | None, sampler: str = "euler") -> Purifier:
-    """The purifier that was asked for; where steps were not, no fewer than there are stages on the way."""
-    from sfumato.defences.purification.purifier import SIGMA, STEPS, Purifier, level_of
+    """The purifier that was asked for."""
+    from sfumato.defences.purification.purifier import SIGMA, Purifier
 
-    sigma = SIGMA if sigma is None else sigma
-    stages = generator.ladder.stages - level_of(generator.ladder, sigma).stage
-    return Purifier.of(generator, sigma=sigma, steps=max(STEPS, stages) if steps is None else steps, sampler=sampler)
+    return Purifier.of(generator, sigma=SIGMA if sigma is None else sigma, steps=steps, sampler=sampler)
 
 
 def targets(images: list[Path], out: Path) -> list[Path]:

@@ -1,4 +1,4 @@
-"""Purification: noise an image down the ladder until a small perturbation drowns, and come up again without it.
+"""Diffusion purification: add noise to an image until it hides a small perturbation, then denoise it.
 
     D(x; e):  z = P x_k + r Q x_k + s e  at a level (k, s), and from there a sampler's way up  (DiffPure: Nie et al. 2022,
               arXiv 2205.07460, section 3.1; with one step it is the denoiser of Carlini et al. 2022, arXiv 2206.10550)
@@ -71,15 +71,17 @@ class Purifier:
     ) -> None:
         self.denoise, self.ladder, self.sigma, self.steps, self.sampler = denoise, ladder, sigma, steps, sampler
         self.network = network
-        self.level = level_of(ladder, sigma)
+        self.level = entry_level(ladder, sigma)
         self._method = SAMPLERS.find(sampler)
         self._shared = _shared_steps(ladder, self.level, steps)
         self.shapes = self._shapes()
         """(C, h, w) of each draw of noise."""
 
     @classmethod
-    def of(cls, generator: Generator, *, sigma: float = SIGMA, steps: int = STEPS, sampler: str = SAMPLER) -> Purifier:
-        """A trained generator as a purifier; the images are told nothing of what they show.
+    def of(
+        cls, generator: Generator, *, sigma: float = SIGMA, steps: int | None = None, sampler: str = SAMPLER
+    ) -> Purifier:
+        """A trained generator as a purifier, unconditional; ``steps`` None: two, or one a stage where there are more.
 
         Raises:
             InputError: also a model that cannot do without labels, knows only its own rungs, or enlarges images.
@@ -92,7 +94,10 @@ class Purifier:
             with generator.autocast():
                 return generator.denoiser(z, level, stage, Condition())
 
-        return cls(denoise, generator.ladder, sigma=sigma, steps=steps, sampler=sampler, network=generator.denoiser)
+        ladder, network = generator.ladder, generator.denoiser
+        if steps is None:
+            steps = max(STEPS, ladder.stages - entry_level(ladder, sigma).stage)
+        return cls(denoise, ladder, sigma=sigma, steps=steps, sampler=sampler, network=network)
 
     def __str__(self) -> str:
         return f"sigma {self.sigma:g}, {self.steps} step{'s' if self.steps > 1 else ''} of {self.sampler}"
@@ -100,7 +105,8 @@ class Purifier:
     @property
     def device(self) -> torch.device:
         """Where the network is."""
-        return next((p.device for p in self.network.parameters()), torch.device("cpu")) if self.network else torch.device("cpu")  # fmt: skip
+        weights = () if self.network is None else self.network.parameters()
+        return next((weight.device for weight in weights), torch.device("cpu"))
 
     def noise(self, ids: Sequence[int], seed: int = 0, draw: int = 0) -> Noises:
         """What purification number ``draw`` of the images with these ids needs: each depends on (seed, draw, id) alone.
@@ -125,9 +131,8 @@ class Purifier:
 
     def one_step(self) -> Purifier:
         """The same noise, and the shortest way up: what an attacker may take in the place of a longer one."""
-        return Purifier(
-            self.denoise, self.ladder, sigma=self.sigma, steps=self.ladder.stages - self.level.stage, network=self.network
-        )  # fmt: skip
+        steps = self.ladder.stages - self.level.stage
+        return Purifier(self.denoise, self.ladder, sigma=self.sigma, steps=steps, network=self.network)
 
     def _checkpointed(self, z: Tensor, sigma: float, stage: int) -> Tensor:
         if not z.requires_grad:
@@ -144,8 +149,10 @@ class Purifier:
             self._method(lambda z, sigma, stage: z, self.ladder, ResumedNoise(probe, self.level, z), self._shared)
         )
         if rungs[0][:2] != self.level:
-            raise InputError(f"sampler {self.sampler!r} adds no noise after its start, so it cannot go up from an image: "
-                             "choose euler, ancestral, heun or dpmpp-2m")  # fmt: skip
+            raise InputError(
+                f"sampler {self.sampler!r} adds no noise after its start, so it cannot go up from an image: "
+                "choose euler, ancestral, heun or dpmpp-2m"
+            )
         return tuple(probe.shapes)
 
 
@@ -170,7 +177,7 @@ class _Probe(Noise):
         return torch.zeros(1, *shape)
 
 
-def level_of(ladder: Ladder, sigma: float) -> Level:
+def entry_level(ladder: Ladder, sigma: float) -> Level:
     """The rung at which an image carries noise of ``sigma``, in pixels of [0, 1] at full resolution.
 
     Pooling halves white noise, so the level t of stage k stands for ``t 2^(S-1-k)`` in [-1, 1] space; where two stages
@@ -178,8 +185,10 @@ def level_of(ladder: Ladder, sigma: float) -> Level:
     """
     most = ladder.jumps[0] * 2 ** (ladder.stages - 2)
     if not LEAST_SIGMA <= sigma <= most:
-        raise InputError(f"sigma {sigma:g} cannot purify: give the noise's standard deviation, of pixels in [0, 1], from "
-                         f"{LEAST_SIGMA:.2g} to {most:g}, such as {SIGMA:g}")  # fmt: skip
+        raise InputError(
+            f"sigma {sigma:g} cannot purify: give the noise's standard deviation, of pixels in [0, 1], from "
+            f"{LEAST_SIGMA:.2g} to {most:g}, such as {SIGMA:g}"
+        )
     level = 2 * sigma
     for stage in range(ladder.stages - 1, 0, -1):
         if level <= ladder.jumps[stage]:
@@ -192,7 +201,7 @@ def _shared_steps(ladder: Ladder, level: Level, steps: int) -> tuple[int, ...]:
     """Steps for each stage such that ``steps`` are made from ``level`` up; those below it make none and are given as 1."""
     left = ladder.stages - level.stage
     if steps < left:
-        raise InputError(f"{steps} steps are too few from this much noise: give {left} or more")  # fmt: skip
+        raise InputError(f"{steps} steps are too few from this much noise: give {left} or more")
     upper = replace(ladder, stages=left, jumps=ladder.jumps[level.stage :], plain=ladder.plain[level.stage :])
     first, *rest = share_steps(upper, steps)
     low, here, high = flow_time(
@@ -215,7 +224,7 @@ def answers(
     ``through``: how a gradient gets back through the purifier. "exact", or "identity" as if it were not there (BPDA:
     Athalye et al. 2018, arXiv 1802.00420, section 4.1).
     """
-    said = []
+    found = []
     for noise in noises:
         if through == "identity":
             with torch.no_grad():
@@ -223,10 +232,10 @@ def answers(
             clean = x + shift
         else:
             clean = purifier(x, noise)
-        said.append(classifier(clean, bounded=False))
-    if len(said) == 1:
-        return said[0]
-    return torch.stack([logits.log_softmax(1) for logits in said]).logsumexp(0) - math.log(len(said))
+        found.append(classifier(clean, bounded=False))
+    if len(found) == 1:
+        return found[0]
+    return torch.stack([logits.log_softmax(1) for logits in found]).logsumexp(0) - math.log(len(found))
 
 
 class Purified(nn.Module):
@@ -275,10 +284,9 @@ def purified(
     """
     channels, *size = purifier.ladder.shape(purifier.ladder.stages - 1)
     module = Purified(classifier, purifier, draws, seed, fixed)
-    return Classifier(
-        module, labels=classifier.labels if classifier.named else (), size=(size[0], size[1]),
-        channels=channels if channels < 4 else None, batch_size=classifier.batch_size,
-    )  # fmt: skip
+    labels = classifier.labels if classifier.named else ()
+    seen = channels if channels < 4 else None
+    return Classifier(module, labels=labels, size=(size[0], size[1]), channels=seen, batch_size=classifier.batch_size)
 
 
 def purify(
@@ -305,7 +313,9 @@ def purify(
     x = check_pixels(x)
     numbers = list(range(len(x)) if ids is None else ids)
     if len(numbers) != len(x) or batch_size < 1:
-        raise InputError(f"{len(x)} images, {len(numbers)} ids and batch_size={batch_size}: give one id an image and 1 or more at once")  # fmt: skip
+        raise InputError(
+            f"{len(x)} images, {len(numbers)} ids and batch_size={batch_size}: give one id an image and 1 or more at once"
+        )
     parts = []
     with torch.no_grad():
         for start in range(0, len(x), batch_size):
