@@ -29,7 +29,7 @@ from sfumato.attacks import standard
 from sfumato.classifiers import evaluate_classifier, load_classifier, match_labels, read_description
 from sfumato.classifiers.accuracy import Accuracy
 from sfumato.cli.options import read_eps
-from sfumato.defences import smoothness
+from sfumato.defences import loss_landscape
 from sfumato.generator import Generator
 
 NAME = "hardening"
@@ -120,7 +120,7 @@ def measure(out: Path, chosen: argparse.Namespace) -> Record:
         "clean": evaluate_classifier(classifier, test).overall.to_json(),
         "robust": Accuracy(int(verdict.robust.sum()), len(x)).to_json(),
         "fooled_by": dict(Counter(name or "robust" for name in verdict.fooled_by)),
-        "smoothness": smoothness(classifier, x[:MEASURED], y[:MEASURED], **threat).to_json(),
+        "smoothness": loss_landscape(classifier, x[:MEASURED], y[:MEASURED], **threat).to_json(),
         "training": read_description(out)["training"],
         "attacking_seconds": spent,
     }

@@ -19,13 +19,10 @@ from helpers.generators import saved_generator
 from sfumato.boundary import figure
 from sfumato.classifiers import load_classifier, train_classifier
 from sfumato.core import checkpoint
-from sfumato.defences.hardening import generated
+from sfumato.defences.hardening import generated, landscape
 from sfumato.engine.resume import STATE
 
 HOW = ("--data", "digits", "--eps", "0.1", "--epochs", "1", "-n", "20", "--device", "cpu")
-
-
-smoothness = sys.modules["sfumato.defences.hardening.smoothness"]  # the package has a function of this name
 
 
 @pytest.fixture(scope="module")
@@ -57,7 +54,7 @@ def test_harden_writes_what_changed(sfumato: Command, inside: Path, clf: Path, m
     assert Image.open("clf2/boundary.png").size[0] > 500 and len(found["boundary"]) == 8
     assert load_classifier("clf2", "cpu").labels == load_classifier(clf, "cpu").labels
     # The same again: done already; the numbers are the same, as one JSON object.
-    monkeypatch.setattr(smoothness, "picture", lambda *_, **__: "it was not asked for")  # it takes its time
+    monkeypatch.setattr(landscape, "picture", lambda *_, **__: "it was not asked for")  # it takes its time
     again = sfumato(*words, "--json")
     assert again.status == 0, again.err
     fresh = json.loads(again.out)
@@ -68,7 +65,7 @@ def test_harden_writes_what_changed(sfumato: Command, inside: Path, clf: Path, m
 def test_the_audit_of_a_hardened_classifier_finds_that_of_the_one_it_came_from(
     sfumato: Command, inside: Path, clf: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(smoothness, "picture", lambda *_, **__: "it was not asked for")
+    monkeypatch.setattr(landscape, "picture", lambda *_, **__: "it was not asked for")
     assert sfumato("harden", clf, *HOW, "--out", "clf2").status == 0
     how = ("--data", "digits", "-n", "12", "--screening", "--device", "cpu", "--json")
     for place, eps in (("far", "0.05"), ("report", "0.1")):
@@ -84,7 +81,7 @@ def test_the_audit_of_a_hardened_classifier_finds_that_of_the_one_it_came_from(
 def test_hardened_for_certify_it_names_the_commands_that_certify(
     sfumato: Command, inside: Path, clf: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(smoothness, "picture", lambda *_, **__: "it was not asked for")
+    monkeypatch.setattr(landscape, "picture", lambda *_, **__: "it was not asked for")
     model = saved_generator(inside / "gen")
     made = sfumato("harden", clf, *HOW, "--method", "denoised", "--eps", "0.25", "--generator", model, "--out", "clf2")
     assert made.status == 0, made.err
@@ -154,7 +151,7 @@ main(sys.argv[1:])
     assert not (inside / "clf2" / "model.safetensors").exists()
     drawn = (inside / "clf2" / generated.FILE).read_bytes()
     monkeypatch.setattr(generated, "surest", lambda _, images, labels: (torch.arange(len(images)), labels, len(images)))
-    monkeypatch.setattr(smoothness, "picture", lambda *_, **__: "it was not asked for")
+    monkeypatch.setattr(landscape, "picture", lambda *_, **__: "it was not asked for")
     made = sfumato(*words)
     assert made.status == 0, made.err
     assert "there is no picture of the boundaries: it was not asked for" in made.err

@@ -56,7 +56,7 @@ def harden(
     from sfumato.classifiers.training import Budget
     from sfumato.defences.hardening.adversarial_training import METHODS, Threat
     from sfumato.defences.hardening.harden import check_trainable, hardening_steps
-    from sfumato.defences.hardening.smoothness import PICTURE, picture, report, save_report, smoothness, table
+    from sfumato.defences.hardening.landscape import PICTURE, loss_landscape, picture, report, save_report, table
     from sfumato.generator import Generator
 
     METHODS.find(method)  # all of it before the images are decoded: that may take its time
@@ -83,8 +83,8 @@ def harden(
     after = load_classifier(out, device)
     x, y = _tested(before, data, fit, count)
     with counting("measuring") as progress:
-        first = smoothness(before, x, y, norm=norm, eps=radius, seed=seed, progress=progress)
-        second = smoothness(after, x, y, norm=norm, eps=radius, seed=seed, progress=progress)
+        first = loss_landscape(before, x, y, norm=norm, eps=radius, seed=seed, progress=progress)
+        second = loss_landscape(after, x, y, norm=norm, eps=radius, seed=seed, progress=progress)
     names = (_name(classifier), _name(str(out)))
     with waiting("drawing the boundaries"):
         views = picture(before, after, x, y, norm=norm, eps=radius, names=names, seed=seed)

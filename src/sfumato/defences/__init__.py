@@ -13,7 +13,7 @@ from __future__ import annotations
 from sfumato.defences.compatibility import check_compatible
 from sfumato.defences.diffusion_classifier import Decision, DiffusionClassifier, classify, diffusion_classifier
 from sfumato.defences.hardening.harden import harden, hardening_steps
-from sfumato.defences.hardening.smoothness import Smoothness, smoothness
+from sfumato.defences.hardening.landscape import LossLandscape, loss_landscape
 from sfumato.defences.purification.attacks import Effort
 from sfumato.defences.purification.protocol import Purification, purification_protocol
 from sfumato.defences.purification.purifier import Purifier, purified, purify
@@ -38,11 +38,11 @@ __all__ = [
     "Decision",
     "DiffusionClassifier",
     "Effort",
+    "LossLandscape",
     "Purification",
     "Purifier",
     "SmoothedClassifier",
     "SmoothingSettings",
-    "Smoothness",
     "certified_accuracy",
     "certify",
     "certify_data",
@@ -55,9 +55,9 @@ __all__ = [
     "l1_radius",
     "l2_radius",
     "linf_radius",
+    "loss_landscape",
     "purification_protocol",
     "purified",
     "purify",
     "smooth_adv",
-    "smoothness",
 ]

@@ -23,20 +23,21 @@ def check_compatible(classifier: Classifier, generator: Generator) -> None:
     """
     channels, height, width = generator.ladder.shape(generator.ladder.stages - 1)
     if classifier.size is not None and classifier.size != (height, width):
-        wide, high = classifier.size[1], classifier.size[0]
-        raise InputError(f"the classifier takes {wide}x{high} pixels, the generator makes {width}x{height}: train one of "
-                         f"them again with the other's --size, and the same --fit")  # fmt: skip
+        high, wide = classifier.size
+        raise InputError(
+            f"the classifier takes {wide}x{high} pixels, the generator makes {width}x{height}: train one of them again with "
+            "the other's --size, and the same --fit"
+        )
+    advice = "give a generator that was trained on the classifier's data"
     allowed = {1, 3} if classifier.channels == 3 else {classifier.channels}
     if classifier.channels is not None and channels not in allowed:
         wants, has = _COLOURS[classifier.channels], _COLOURS[channels]
-        raise InputError(f"the classifier takes {wants} images, the generator makes {has} ones: give a generator that was "
-                         "trained on the classifier's data")  # fmt: skip
+        raise InputError(f"the classifier takes {wants} images, the generator makes {has} ones: {advice}")
     if not generator.classes:
         return
     other = [name for name in classifier.labels if name not in generator.classes] if classifier.named else []
     if other:
-        raise InputError(f"the classifier knows a class {other[0]!r}, the generator does not: give a generator that was "
-                         "trained on the classifier's data")  # fmt: skip
+        raise InputError(f"the classifier knows a class {other[0]!r}, the generator does not: {advice}")
 
 
 def check_smoothing(classifier: Classifier, generator: Generator, data: ImageSet, sigma: float) -> None:
@@ -47,8 +48,8 @@ def check_smoothing(classifier: Classifier, generator: Generator, data: ImageSet
     """
     check_compatible(classifier, generator)
     check_images(data, generator)
-    generator.config.need_all_levels("a vote over noise")
-    generator.need_unconditional("a vote over noise")
+    generator.config.need_all_levels("randomized smoothing")
+    generator.need_unconditional("randomized smoothing")
     most = generator.ladder.jumps[0] / 2
     if sigma > most:
         raise InputError(f"sigma {sigma:g} is more noise than this generator has seen: give {most:g} or less")
@@ -58,9 +59,10 @@ def check_images(data: ImageSet, generator: Generator) -> None:
     """InputError unless the data has images of the size and colour that the generator makes."""
     channels, height, width = generator.ladder.shape(generator.ladder.stages - 1)
     if (data.channels, *data.size) != (channels, height, width):
-        raise InputError(f"data {data.name!r} has images of {data.size[1]}x{data.size[0]} pixels and {data.channels} channels, the "
-                         f"generator makes {width}x{height} with {channels}: give the --size, --fit and data that it was "
-                         "trained with")  # fmt: skip
+        raise InputError(
+            f"data {data.name!r} has images of {data.size[1]}x{data.size[0]} pixels and {data.channels} channels, the "
+            f"generator makes {width}x{height} with {channels}: give the --size, --fit and data that it was trained with"
+        )
 
 
 def check_pixels(x: Tensor) -> Tensor:

@@ -11,7 +11,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -158,14 +158,14 @@ class DiffusionClassifier(nn.Module):
         had = torch.zeros_like(total)
         history = torch.zeros(count, len(x), self.classes, dtype=torch.float64, device=x.device)
         for index in range(count):
-            open_ = alive.sum(1) > 1
-            if not bool(open_.any()):
+            undecided = alive.sum(1) > 1
+            if not bool(undecided.any()):
                 break
-            now = alive[open_]
-            found = self.losses(x[open_], index, now).double()
-            history[index, open_] = found
-            total[open_] += found
-            had[open_] += now
+            now = alive[undecided]
+            found = self.losses(x[undecided], index, now).double()
+            history[index, undecided] = found
+            total[undecided] += found
+            had[undecided] += now
             done = index + 1
             if alpha and done in looks:
                 tail = float(student.isf(alpha / (self.classes * len(looks)), done - 1))
@@ -193,8 +193,9 @@ def _plan(ladder: Ladder, draws: int) -> list[Draw]:
         if max(end, LOW) < min(jump, HIGH)
     ]
     if not spans:
-        raise InputError(f"the ladder's jumps {ladder.jumps} leave no noise level from {LOW} to {HIGH}: "
-                         "classes are told apart there")  # fmt: skip
+        raise InputError(
+            f"the ladder's jumps {ladder.jumps} leave no noise level from {LOW} to {HIGH}: classes are told apart there"
+        )
     whole = sum(length for _, _, length in spans)
     plan = []
     for i in range(draws):
@@ -237,31 +238,32 @@ def diffusion_classifier(
     names = tuple(names)
     if generator.kinds.tokens:
         if not names:
-            raise InputError("this model was trained with texts, so it has no classes of its own: name them, each as "
-                             "it would be said in a prompt")  # fmt: skip
-        told = generator.condition(len(names), prompt=list(names))
+            raise InputError(
+                "this model was trained with texts, so it has no classes of its own: name them, each as a prompt"
+            )
+        conditions = generator.condition(len(names), prompt=list(names))
     elif generator.classes:
         names = names or generator.classes
         for name in names:
             if name not in generator.classes:
                 raise InputError(f"the model knows no class {name!r}: {nearest(name, generator.classes)}")
-        told = generator.condition(len(names), list(names))
+        conditions = generator.condition(len(names), list(names))
     else:
-        raise InputError("this model was trained without labels and texts, so it cannot tell classes: train one with "
-                         "images in a sub-folder a class")  # fmt: skip
+        raise InputError(
+            "this model was trained without labels and texts, so it cannot tell classes: train one with "
+            "images in a sub-folder a class"
+        )
 
     def denoise(z: Tensor, sigma: Tensor, stage: int, label: Tensor) -> Tensor:
         with generator.autocast():
-            return generator.denoiser(z, sigma, stage, told[label.to("cpu")].to(z.device)).float()
+            return generator.denoiser(z, sigma, stage, conditions[label.to("cpu")].to(z.device)).float()
 
-    module = DiffusionClassifier(
-        denoise, generator.ladder, len(names), draws=draws, weights=weights, seed=seed, network=generator.denoiser, rows=rows
-    )  # fmt: skip
-    channels = generator.ladder.channels
-    return Classifier(
-        module, labels=names, size=generator.ladder.size, channels=channels if channels < 4 else None,
-        batch_size=max(1, rows // len(names)),
-    )  # fmt: skip
+    how: dict[str, Any] = {"draws": draws, "weights": weights, "seed": seed, "rows": rows}
+    ladder = generator.ladder
+    module = DiffusionClassifier(denoise, ladder, len(names), network=generator.denoiser, **how)
+    channels = ladder.channels if ladder.channels < 4 else None
+    at_once = max(1, rows // len(names))
+    return Classifier(module, labels=names, size=ladder.size, channels=channels, batch_size=at_once)
 
 
 def classify(
@@ -273,7 +275,7 @@ def classify(
         classifier: from ``diffusion_classifier``.
         x: (N, C, H, W) pixels in [0, 1].
         alpha: as in ``DiffusionClassifier.decide``; 0 eliminates nothing.
-        progress: told (images done, N).
+        progress: called with (images done, N).
 
     Raises:
         InputError: another classifier, images that do not fit the model, pixels outside [0, 1], an impossible alpha.

@@ -1,4 +1,4 @@
-"""Training on the worst that a small perturbation can do: the inner maximisation, and the losses that are lowered there.
+"""Adversarial training: the inner maximisation, and the losses that are minimised at what it finds.
 
     min over weights  E max over ||d|| <= eps, x + d in [0, 1]  loss(f(x + d), y)        Madry et al. 2018, equation 2.1
 
@@ -8,7 +8,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 import torch.nn.functional as F
@@ -24,7 +24,7 @@ from sfumato.core.registry import Registry
 from sfumato.core.streams import Streams
 
 NORMS = ("Linf", "L2")
-NOISY = ("noise", "denoised")  # methods that train for a vote over noise (``certify``), not for single answers
+NOISY = ("noise", "denoised")  # methods that train for smoothing (``certify``), not for the bare classifier
 FAST_STEP = 1.25  # times eps, the one step of Wong et al. 2020: from a random start, 1 would stop short of the rim
 REACH = 2.5  # times eps, all steps of PGD together: Madry et al. 2018
 WARMUP = 0.15  # share of the budget in which eps rises to what it is to be
@@ -106,13 +106,23 @@ def maximise(
         return ascend(x, slope, norm=norm, eps=radius, steps=steps, step=step, begin=start).detach()
 
 
+def _worst(
+    threat: Threat,
+    network: Network,
+    x: Tensor,
+    moment: Moment,
+    rise: Callable[[Tensor], Tensor],
+    share: float | None = None,
+) -> Tensor:
+    return maximise(network, x, rise, threat.norm, threat.at(moment), steps=threat.steps, share=share, seed=moment.seed)
+
+
 @METHODS.add("pgd")
 def pgd_training(threat: Threat) -> Objective:
     """Cross-entropy at what projected gradient descent finds (Madry et al. 2018, arXiv 1706.06083, section 2)."""
 
     def objective(network: Network, x: Tensor, y: Tensor, moment: Moment) -> tuple[Tensor, Tensor]:
-        worst = maximise(network, x, lambda logits: cross_entropy(logits, y), threat.norm, threat.at(moment),
-                         steps=threat.steps, seed=moment.seed)  # fmt: skip
+        worst = _worst(threat, network, x, moment, lambda logits: cross_entropy(logits, y))
         return plain(network, worst, y, moment)
 
     return objective
@@ -127,8 +137,8 @@ def fast_training(threat: Threat) -> Objective:
     """
 
     def objective(network: Network, x: Tensor, y: Tensor, moment: Moment) -> tuple[Tensor, Tensor]:
-        worst = maximise(network, x, lambda logits: cross_entropy(logits, y), threat.norm, threat.at(moment),
-                         steps=1, share=FAST_STEP, seed=moment.seed)  # fmt: skip
+        single = replace(threat, steps=1)
+        worst = _worst(single, network, x, moment, lambda logits: cross_entropy(logits, y), FAST_STEP)
         return plain(network, worst, y, moment)
 
     return objective
@@ -145,9 +155,8 @@ def trades_training(threat: Threat) -> Objective:
 
     def objective(network: Network, x: Tensor, y: Tensor, moment: Moment) -> tuple[Tensor, Tensor]:
         with network.classifier.ready(), torch.no_grad():
-            said = network(x).log_softmax(1)  # (B, K)
-        worst = maximise(network, x, lambda logits: divergence(said, logits.log_softmax(1)), threat.norm,
-                         threat.at(moment), steps=threat.steps, seed=moment.seed)  # fmt: skip
+            predicted = network(x).log_softmax(1)  # (B, K)
+        worst = _worst(threat, network, x, moment, lambda logits: divergence(predicted, logits.log_softmax(1)))
         clean, moved = network(torch.cat([x, worst])).chunk(2)
         return trades_loss(clean, moved, y, threat.beta), moved
 

@@ -102,8 +102,9 @@ class CertificationRequest:
 
     def __post_init__(self) -> None:
         if self.count < 1 or self.attacked < 0:
-            raise InputError(f"-n {self.count} and {self.attacked} attacked: give 1 or more images, and 0 or more of "
-                             "them to attack")  # fmt: skip
+            raise InputError(
+                f"-n {self.count} and {self.attacked} attacked: give 1 or more images, and 0 or more of them to attack"
+            )
 
 
 @dataclass(frozen=True)
@@ -182,19 +183,18 @@ def certify_data(
 
     def certify_part(some: slice) -> Part:
         passes, began = classifier.forwards, time.perf_counter()
+        ids, report_done = torch.from_numpy(rows[some]), partial(done, before=some.start)
         found = certify(
-            classifier, x[some], denoise=smoothed.denoise, ids=torch.from_numpy(rows[some]),
-            progress=partial(done, before=some.start), **asdict(settings),
-        )  # fmt: skip
+            classifier, x[some], denoise=smoothed.denoise, ids=ids, progress=report_done, **asdict(settings)
+        )
         spent = {"passes": classifier.forwards - passes, "seconds": time.perf_counter() - began}
         return Part(_columns(found), {"radii": found[0].radii, **spent})
 
     def attack_part(some: slice) -> Part:
         began = time.perf_counter()
-        found = smooth_adv(
-            smoothed, x[some], y[some], certificates[0].radii, ids=torch.from_numpy(rows[some]), steps=STEPS,
-            draws=DRAWS, seed=seed, batch_size=settings.batch_size, progress=partial(done, before=len(x) + some.start),
-        )  # fmt: skip
+        ids, report_done = torch.from_numpy(rows[some]), partial(done, before=len(x) + some.start)
+        effort = {"steps": STEPS, "draws": DRAWS, "seed": seed, "batch_size": settings.batch_size}
+        found = smooth_adv(smoothed, x[some], y[some], certificates[0].radii, ids=ids, progress=report_done, **effort)
         return Part({"fell": found.fooled_at.cpu()}, {"seconds": time.perf_counter() - began})
 
     with classifier.ready():
@@ -203,10 +203,17 @@ def certify_data(
         chosen = {name: getattr(settings, name) for name in ("sigma", "mode", "alpha", "n0", "n")}
         front = None if generator is None else [checkpoint.digest(generator.denoiser), repr(generator.ladder)]
         identity = {
-            "classifier": digest, "generator": front, "data": data.fingerprint(), "count": len(rows), **chosen,
-            "radii": None if settings.radii is None else sorted(set(settings.radii)), "seed": seed,
-            "attack": [few, STEPS, DRAWS], "stamp": marks, "batch": settings.batch_size,
-        }  # fmt: skip
+            "classifier": digest,
+            "generator": front,
+            "data": data.fingerprint(),
+            "count": len(rows),
+            **chosen,
+            "radii": None if settings.radii is None else sorted(set(settings.radii)),
+            "seed": seed,
+            "attack": [few, STEPS, DRAWS],
+            "stamp": marks,
+            "batch": settings.batch_size,
+        }
         store = Store(None if out is None else Path(out) / FOLDER, identity)
         certified = [store.get(f"certify-{s.start}", partial(certify_part, s)) for s in _slices(len(x))]
         certificates = [each for part in certified for each in _certificates(part)]
@@ -224,21 +231,38 @@ def certify_data(
         "seed": seed,
         "classifier": {"name": request.names[0], "hash": digest, "labels": list(classifier.labels)},
         "generator": None if generator is None else request.names[1],
-        "data": {"name": data.name, "split": data.split, "fingerprint": data.fingerprint(), "images": len(rows),
-                 "of": len(data), "dimensions": dimensions},
+        "data": {
+            "name": data.name,
+            "split": data.split,
+            "fingerprint": data.fingerprint(),
+            "images": len(rows),
+            "of": len(data),
+            "dimensions": dimensions,
+        },
         "smoothing": chosen,
         "table": table,
         "curve": _curve(certificates, labels, settings.mode),
         "abstained": sum(each.label == ABSTAIN for each in certificates),
-        "draws": {"median": float(np.median(draws)), "p95": float(np.quantile(draws, 0.95)),
-                  "passes": sum(part.numbers["passes"] for part in certified)},
-        "attack": {"images": few, "steps": STEPS, "draws": DRAWS,
-                   "contradictions": _contradictions(certificates, labels, fooled_at)} if few else None,
+        "draws": {
+            "median": float(np.median(draws)),
+            "p95": float(np.quantile(draws, 0.95)),
+            "passes": sum(part.numbers["passes"] for part in certified),
+        },
+        "attack": {
+            "images": few,
+            "steps": STEPS,
+            "draws": DRAWS,
+            "contradictions": _contradictions(certificates, labels, fooled_at),
+        }
+        if few
+        else None,
         "stamp": marks,
-        "seconds": {"certifying": sum(part.numbers["seconds"] for part in certified),
-                    "attacking": sum(part.numbers["seconds"] for part in attacked)},
+        "seconds": {
+            "certifying": sum(part.numbers["seconds"] for part in certified),
+            "attacking": sum(part.numbers["seconds"] for part in attacked),
+        },
         "written": datetime.now(UTC).isoformat(timespec="seconds"),
-    }  # fmt: skip
+    }
     return CertifiedData(report, certificates, rows, y, fooled_at)
 
 

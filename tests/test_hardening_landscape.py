@@ -1,4 +1,4 @@
-"""Smoothness: on linear classifiers, where every number has a closed form."""
+"""Loss landscapes: on linear classifiers, where every number has a closed form."""
 
 from __future__ import annotations
 
@@ -12,12 +12,12 @@ from torch import Tensor
 from helpers.classifiers import images, linear, random_linear
 from sfumato.classifiers import Classifier
 from sfumato.core.errors import InputError
-from sfumato.defences.hardening.smoothness import (
+from sfumato.defences.hardening.landscape import (
     alignments,
     distances,
     gradient_norms,
     linearity_gaps,
-    smoothness,
+    loss_landscape,
     table,
 )
 
@@ -52,7 +52,7 @@ def test_of_a_linear_classifier_in_closed_form(norm: str) -> None:
     # The boundary is a plane, and the images are far enough from the box's walls.
     expected = np.where(lead > 0, lead / length, 0.0)
     assert distances(classifier, x, y, norm).numpy() == pytest.approx(expected, rel=0.02, abs=1e-4)
-    found = smoothness(classifier, x, y, norm=norm, eps=EPS)
+    found = loss_landscape(classifier, x, y, norm=norm, eps=EPS)
     assert (found.clean.correct, found.robust.correct) == (int((lead > 0).sum()), int((lead > EPS * length).sum()))
     assert found.gradient == pytest.approx(float((slope * length).mean()), rel=1e-4)
     assert found.gap == pytest.approx(float(widest.mean()), rel=0.02) and found.alignment == pytest.approx(1, abs=1e-5)
@@ -75,7 +75,7 @@ def test_a_bent_loss_is_told_from_a_straight_one() -> None:
         return torch.stack([-m, m], 1)
 
     x, y = images(10), torch.arange(10) % 2
-    bent, straight = (smoothness(each, x, y, eps=EPS) for each in (Classifier(wave, labels="ab"), random_linear()))
+    bent, straight = (loss_landscape(each, x, y, eps=EPS) for each in (Classifier(wave, labels="ab"), random_linear()))
     assert bent.gap > 5 * straight.gap and bent.alignment < 0.8 < straight.alignment
     lines = table(bent, straight, "Linf", EPS)
     assert len(lines) == 7 and "gradient alignment" in "".join(lines)
@@ -85,13 +85,13 @@ def test_a_boundary_that_is_nowhere_is_infinitely_far() -> None:
     one = linear(torch.zeros(2, 16), torch.tensor([1.0, 0.0]))
     x, y = images(3), torch.tensor([0, 0, 1])
     assert distances(one, x, y, "Linf").tolist() == [math.inf, math.inf, 0]
-    assert smoothness(one, x, y).alignment == 0
+    assert loss_landscape(one, x, y).alignment == 0
 
 
 def test_what_cannot_be_measured() -> None:
     x, y = images(2), torch.zeros(2, dtype=torch.long)
     for how, sentence in (({"norm": "L0"}, "unknown norm 'L0'"), ({"eps": 0.0}, "eps 0")):
         with pytest.raises(InputError, match=sentence):
-            smoothness(random_linear(), x, y, **how)  # type: ignore[arg-type]
+            loss_landscape(random_linear(), x, y, **how)  # type: ignore[arg-type]
     with pytest.raises(InputError, match="no images to measure on"):
-        smoothness(random_linear(), x[:0], y[:0])
+        loss_landscape(random_linear(), x[:0], y[:0])

@@ -1,4 +1,4 @@
-"""How smooth a classifier is around its images: before and after hardening, side by side.
+"""The loss landscape of a classifier around its images, before and after hardening.
 
 A robust classifier's loss rises slowly around an image (gradient norm), nearly evenly (local linearity), and its
 decision boundary is far (distance). The last two need an attack, and are what that attack finds.
@@ -45,7 +45,7 @@ _SALT = 0x5340  # keeps the random points apart from those of attacks with the s
 
 
 @dataclass(frozen=True)
-class Smoothness:
+class LossLandscape:
     """What was found around some images.
 
     Attributes:
@@ -68,13 +68,10 @@ class Smoothness:
     distance: float
 
     def to_json(self) -> dict[str, Any]:
-        return {
-            "clean": self.clean.to_json(), "robust": self.robust.to_json(), "gradient": self.gradient, "gap": self.gap,
-            "alignment": self.alignment, "distance": self.distance,
-        }  # fmt: skip
+        return {name: each.to_json() if isinstance(each, Accuracy) else each for name, each in vars(self).items()}
 
 
-def smoothness(
+def loss_landscape(
     classifier: Classifier,
     x: Tensor,
     y: Tensor,
@@ -83,8 +80,8 @@ def smoothness(
     eps: float = 8 / 255,
     seed: int = 0,
     progress: Callable[[int, int], None] | None = None,
-) -> Smoothness:
-    """How smooth a classifier is around images.
+) -> LossLandscape:
+    """Measure the loss landscape of a classifier around images.
 
     Args:
         classifier: any that gives gradients.
@@ -102,22 +99,27 @@ def smoothness(
     if not len(x):
         raise InputError("there are no images to measure on: give 1 or more")
     x, y, _ = checked(x, y, None)
+
+    def robust() -> Tensor:
+        x_adv = pgd(classifier, x, y, norm=norm, eps=eps, steps=PGD_STEPS, seed=seed)
+        return ~fooled(classifier, x_adv, y)
+
+    few = slice(0, DISTANCE_IMAGES)
     parts: tuple[Callable[[], Any], ...] = (
         lambda: Accuracy(int((classifier.predict(x) == y).sum()), len(x)),
-        lambda: Accuracy(int((~fooled(classifier, pgd(
-            classifier, x, y, norm=norm, eps=eps, steps=PGD_STEPS, seed=seed), y)).sum()), len(x)),
+        lambda: Accuracy(int(robust().sum()), len(x)),
         lambda: float(gradient_norms(classifier, x, y, norm).mean()),
         lambda: float(linearity_gaps(classifier, x, y, norm, eps, seed).mean()),
         lambda: float(alignments(classifier, x, y, norm, eps, seed).mean()),
-        lambda: float(distances(classifier, x[:DISTANCE_IMAGES], y[:DISTANCE_IMAGES], norm).quantile(0.5, interpolation="lower")),
-    )  # fmt: skip
+        lambda: float(distances(classifier, x[few], y[few], norm).quantile(0.5, interpolation="lower")),
+    )
     found = []
     with classifier.ready():
         for part in parts:
             found.append(part())
             if progress is not None:
                 progress(len(found), len(parts))
-    return Smoothness(*found)
+    return LossLandscape(*found)
 
 
 def gradient_norms(classifier: Classifier, x: Tensor, y: Tensor, norm: str) -> Tensor:
@@ -163,29 +165,20 @@ def distances(classifier: Classifier, x: Tensor, y: Tensor, norm: str) -> Tensor
     return norm_of(found - x, norm).masked_fill(~fooled(classifier, found, y), math.inf)
 
 
-def picture(
-    before: Classifier,
-    after: Classifier,
-    x: Tensor,
-    y: Tensor,
-    *,
-    norm: str,
-    eps: float,
-    names: tuple[str, str],
-    seed: int = 0,
-) -> Boundaries | str:
-    """The decision boundaries of both on the same axes; or why there are none, where too few images are right."""
+def picture(before: Classifier, after: Classifier, x: Tensor, y: Tensor, **settings: Any) -> Boundaries | str:
+    """The decision boundaries of both on the same axes; or why there are none, where too few images are right.
+
+    ``settings``: ``norm``, ``eps``, ``names`` of the two, ``seed``, as in ``boundary``.
+    """
     from sfumato.boundary import boundary
 
     try:
-        return boundary(
-            before, x[:PICTURED], y[:PICTURED], other=after, norm=norm, eps=eps, names=names, seed=seed,
-        )  # fmt: skip
+        return boundary(before, x[:PICTURED], y[:PICTURED], other=after, **settings)
     except InputError as error:
         return str(error)
 
 
-def report(before: Smoothness, after: Smoothness, **about: Any) -> dict[str, Any]:
+def report(before: LossLandscape, after: LossLandscape, **about: Any) -> dict[str, Any]:
     """Both as JSON values, with what else there is to tell."""
     return {"schema": SCHEMA, **about, "before": before.to_json(), "after": after.to_json()}
 
@@ -197,7 +190,7 @@ def save_report(folder: Path, found: dict[str, Any], views: Boundaries | str) ->
     atomic_write(folder / FILE, json.dumps(finite(found), indent=2) + "\n")
 
 
-def table(before: Smoothness, after: Smoothness, norm: str, eps: float) -> list[str]:
+def table(before: LossLandscape, after: LossLandscape, norm: str, eps: float) -> list[str]:
     """The comparison, a line each."""
     rows = [
         ("clean accuracy", _share(before.clean), _share(after.clean)),
