@@ -239,8 +239,14 @@ def test_bad_settings(how: dict[str, Any], sentence: str):
     assert classifier.forwards == 0
 
 
-@pytest.mark.parametrize("x", [torch.zeros(2, 1, 4, 4).long(), torch.zeros(0, 1, 4, 4), torch.full((1, 1, 4, 4), 1.5),
-                               torch.full((1, 1, 4, 4), torch.nan)])  # fmt: skip
+NO_IMAGES = [
+    torch.zeros(2, 1, 4, 4).long(),
+    torch.zeros(0, 1, 4, 4),
+    *(torch.full((1, 1, 4, 4), v) for v in (1.5, torch.nan)),
+]
+
+
+@pytest.mark.parametrize("x", NO_IMAGES)
 def test_bad_images(x: Tensor):
     classifier, _, _ = half_space(DISTANCES)
     with pytest.raises(InputError, match="give"):
@@ -295,9 +301,8 @@ def test_the_gradient_goes_through_the_denoiser_exactly():
     def loss(at: Tensor) -> Tensor:
         return soft_loss(smoothed, at, y, e)
 
-    probability = torch.stack([
-        classifier(generator.denoise(x[i] + 0.3 * e[i], 0.3), bounded=False).softmax(1)[:, y[i]].mean() for i in (0, 1)
-    ])  # fmt: skip
+    logits = [classifier(generator.denoise(x[i] + 0.3 * e[i], 0.3), bounded=False) for i in (0, 1)]
+    probability = torch.stack([each.softmax(1)[:, y[i]].mean() for i, each in enumerate(logits)])
     torch.testing.assert_close(loss(x), torch.logit(1 - probability), rtol=1e-3, atol=1e-4)
     leaf = x.clone().requires_grad_()
     (slope,) = torch.autograd.grad(loss(leaf).sum(), leaf)

@@ -275,7 +275,7 @@ def purified(
         classifier: takes the generator's images.
         purifier: in front of it.
         draws: of noise in a call, whose probabilities are averaged: expectation over transformation (Athalye et al.
-            2018, arXiv 1707.07397) for whoever attacks, a vote for whoever asks.
+            2018, arXiv 1707.07397) for the attacker, a soft majority for the user.
         seed: of the noise.
         fixed: see above.
 
