@@ -246,9 +246,8 @@ def test_sample_is_what_the_library_draws(sfumato: Command, inside: Path, digits
     from sfumato import Generator
     from sfumato.core.pictures import to_bytes
 
-    assert (
-        sfumato("sample", digits_run, "-n", "3", "--seed", "9", "--sampler", "ancestral", "-o", "out.npz").status == 0
-    )
+    done = sfumato("sample", digits_run, "-n", "3", "--seed", "9", "--sampler", "ancestral", "-o", "out.npz")
+    assert done.status == 0
     expected = to_bytes(Generator.from_pretrained(digits_run).sample(3, seed=9, sampler="ancestral"))
     with np.load("out.npz") as drawn:
         assert np.array_equal(drawn["images"], expected)

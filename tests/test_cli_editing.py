@@ -60,15 +60,12 @@ def test_full_strength_is_sampling(sfumato: Command, digits_run: Path, digit: Pa
 def test_inpainting(sfumato: Command, digits_run: Path, digit: Path):
     done = sfumato("edit", digits_run, digit, "--mask", "mask.png", *DRAW, "-o", "new.npz")
     hole = np.asarray(Image.open("mask.png")) == 255
-    assert (done.status, done.out) == (
-        0,
-        f"3 images, inpainting, {hole.mean():.0%} inpainted, strength 1: new.npz\n",
-    )
+    said = f"3 images, inpainting, {hole.mean():.0%} inpainted, strength 1: new.npz\n"
+    assert (done.status, done.out) == (0, said)
     given, painted = np.asarray(Image.open(digit)), arrays("new.npz")[..., 0]
     assert (painted[:, ~hole] == given[~hole]).all() and (painted[:, hole] != given[hole]).mean() > 0.5
-    assert (
-        sfumato("edit", digits_run, digit, "--mask", "mask.png", "--resample", 0, *DRAW, "-o", "once.npz").status == 0
-    )
+    once = sfumato("edit", digits_run, digit, "--mask", "mask.png", "--resample", 0, *DRAW, "-o", "once.npz")
+    assert once.status == 0
     assert (arrays("once.npz") != arrays("new.npz")).any()
 
 
