@@ -68,15 +68,25 @@ def vit(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("vit")
     torch.manual_seed(0)
     config = transformers.ViTConfig(
-        hidden_size=16, num_hidden_layers=1, num_attention_heads=2, intermediate_size=16, image_size=16, patch_size=8,
+        hidden_size=16,
+        num_hidden_layers=1,
+        num_attention_heads=2,
+        intermediate_size=16,
+        image_size=16,
+        patch_size=8,
         id2label={0: "cat", 1: "dog", 2: "crane", 3: "crane"},
-    )  # fmt: skip
+    )
     transformers.ViTForImageClassification(config).save_pretrained(folder)
     settings = {
-        "image_processor_type": "ViTImageProcessor", "do_normalize": True, "do_rescale": True, "do_resize": True,
-        "image_mean": [0.5, 0.4, 0.3], "image_std": [0.2, 0.25, 0.3], "rescale_factor": 1 / 255,
+        "image_processor_type": "ViTImageProcessor",
+        "do_normalize": True,
+        "do_rescale": True,
+        "do_resize": True,
+        "image_mean": [0.5, 0.4, 0.3],
+        "image_std": [0.2, 0.25, 0.3],
+        "rescale_factor": 1 / 255,
         "size": {"height": 16, "width": 16},
-    }  # fmt: skip
+    }
     (folder / "preprocessor_config.json").write_text(json.dumps(settings))
     return folder
 

@@ -109,10 +109,23 @@ def test_hostile_files_are_refused(saved: Path):
     with pytest.raises(InputError, match="not one of sfumato's"):
         find_classifier(saved)
     for change in (
-        {"kind": "generator"}, {"format": 99}, {"network": "vit"}, {"network": "resnet"}, {"labels": ["a", "b"]},
-        {"labels": ["a", "a", "b"]}, {"labels": "abc"}, {"labels": [1, 2, 3]}, {"size": [8]}, {"size": [8, -1]},
-        {"size": [8, 10**9]}, {"channels": -1}, {"mean": ["a"]}, {"std": [0.0]}, {"mean": None}, {"channels": 10**7},
-    ):  # fmt: skip
+        {"kind": "generator"},
+        {"format": 99},
+        {"network": "vit"},
+        {"network": "resnet"},
+        {"labels": ["a", "b"]},
+        {"labels": ["a", "a", "b"]},
+        {"labels": "abc"},
+        {"labels": [1, 2, 3]},
+        {"size": [8]},
+        {"size": [8, -1]},
+        {"size": [8, 10**9]},
+        {"channels": -1},
+        {"mean": ["a"]},
+        {"std": [0.0]},
+        {"mean": None},
+        {"channels": 10**7},
+    ):
         checkpoint.write(saved, tensors, {**description, **change})
         with pytest.raises(InputError):
             find_classifier(saved, "cpu")

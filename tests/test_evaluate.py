@@ -292,9 +292,17 @@ def test_evaluate_is_deterministic(cache: None, digits: Any) -> None:
     results, generator = [], Fake(train)
     for seed in (3, 3, 4):
         result = evaluate(
-            generator, test, train, n=300, seed=seed, steps=5, sampler="euler", guidance=1.5,
-            progress=lambda *done: seen.append(done), on_samples=drawn.append,
-        )  # fmt: skip
+            generator,
+            test,
+            train,
+            n=300,
+            seed=seed,
+            steps=5,
+            sampler="euler",
+            guidance=1.5,
+            progress=lambda *done: seen.append(done),
+            on_samples=drawn.append,
+        )
         result.pop("seconds")
         results.append(result)
     assert results[0] == results[1] != results[2]

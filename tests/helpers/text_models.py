@@ -3,12 +3,20 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import torch
 
 WORDS = ["a", "the", "red", "blue", "green", "small", "heart", "cat", "sun", "and", "square"]
 SPECIAL = ["[PAD]", "[UNK]", "[CLS]", "[SEP]"]
 WIDTH = 24
+LAYERS: dict[str, Any] = {
+    "hidden_size": WIDTH,
+    "intermediate_size": 32,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 2,
+}
+CLIP_TEXT = {**LAYERS, "max_position_embeddings": 32, "eos_token_id": 3, "bos_token_id": 2, "pad_token_id": 0}
 
 
 def _save_tokenizer(folder: Path) -> int:
@@ -32,10 +40,7 @@ def _save_tokenizer(folder: Path) -> int:
 def save_bert(folder: Path, seed: int = 0) -> Path:
     from transformers import BertConfig, BertModel
 
-    config = BertConfig(
-        vocab_size=_save_tokenizer(folder), hidden_size=WIDTH, num_hidden_layers=2, num_attention_heads=2,
-        intermediate_size=32, max_position_embeddings=64,
-    )  # fmt: skip
+    config = BertConfig(vocab_size=_save_tokenizer(folder), max_position_embeddings=64, **LAYERS)
     torch.manual_seed(seed)
     BertModel(config).save_pretrained(folder)
     return folder
@@ -53,10 +58,7 @@ def save_t5(folder: Path) -> Path:
 def save_clip(folder: Path) -> Path:
     from transformers import CLIPTextConfig, CLIPTextModel
 
-    config = CLIPTextConfig(
-        vocab_size=_save_tokenizer(folder), hidden_size=WIDTH, intermediate_size=32, num_hidden_layers=2,
-        num_attention_heads=2, max_position_embeddings=32, eos_token_id=3, bos_token_id=2, pad_token_id=0,
-    )  # fmt: skip
+    config = CLIPTextConfig(vocab_size=_save_tokenizer(folder), **CLIP_TEXT)
     torch.manual_seed(0)
     CLIPTextModel(config).save_pretrained(folder)
     return folder
@@ -66,14 +68,8 @@ def save_clip_pair(folder: Path) -> Path:
     """Both halves of a CLIP, for images of 32x32."""
     from transformers import CLIPConfig, CLIPModel
 
-    text = {
-        "vocab_size": _save_tokenizer(folder), "hidden_size": WIDTH, "intermediate_size": 32, "num_hidden_layers": 2,
-        "num_attention_heads": 2, "max_position_embeddings": 32, "eos_token_id": 3, "bos_token_id": 2, "pad_token_id": 0,
-    }  # fmt: skip
-    image = {
-        "hidden_size": 16, "intermediate_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2, "image_size": 32,
-        "patch_size": 8,
-    }  # fmt: skip
+    text = {**CLIP_TEXT, "vocab_size": _save_tokenizer(folder)}
+    image = {**LAYERS, "hidden_size": 16, "image_size": 32, "patch_size": 8}
     torch.manual_seed(0)
     CLIPModel(CLIPConfig(text_config=text, vision_config=image, projection_dim=12)).save_pretrained(folder)
     return folder

@@ -21,7 +21,7 @@ from sfumato.attacks.losses import margin
 from sfumato.attacks.spatial import rigid
 from sfumato.classifiers.accuracy import Accuracy
 from sfumato.core.errors import InputError
-from sfumato.core.parts import Part
+from sfumato.core.parts import StepResult
 from sfumato.core.streams import Streams, streams_for
 
 if TYPE_CHECKING:
@@ -191,7 +191,7 @@ def measure(
     return rows
 
 
-def measured(classifier: Classifier, x: Tensor, y: Tensor, ids: Tensor, seed: int) -> Part:
+def measured(classifier: Classifier, x: Tensor, y: Tensor, ids: Tensor, seed: int) -> StepResult:
     """What ``measure`` finds on some images: ``right`` (rows, B), and for each row its name and counts."""
     rows = measure(classifier, x, y, seed=seed, ids=ids)
     right = torch.tensor([row["right"] for row in rows])
@@ -205,10 +205,10 @@ def measured(classifier: Classifier, x: Tensor, y: Tensor, ids: Tensor, seed: in
         }
         for row in rows
     ]
-    return Part({"right": right}, {"rows": plain})
+    return StepResult({"right": right}, {"rows": plain})
 
 
-def joined(parts: list[Part]) -> tuple[list[dict[str, Any]], Tensor]:
+def joined(parts: list[StepResult]) -> tuple[list[dict[str, Any]], Tensor]:
     """The rows of the report, each with accuracy and interval, and ``right`` (rows, N).
 
     Of a row with a search, ``worst`` is the single change at which fewest images are right: ``{change, accuracy}``.

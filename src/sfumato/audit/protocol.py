@@ -29,7 +29,7 @@ from sfumato.classifiers import BudgetExceeded, Classifier, match_labels
 from sfumato.classifiers.stamp import classifier_hash, stamp
 from sfumato.core import checkpoint
 from sfumato.core.errors import InputError
-from sfumato.core.parts import Part, Store
+from sfumato.core.parts import StepResult, Store
 from sfumato.data import ImageSet
 
 BATCH = 64  # images in a part: what a kill can lose of one attack
@@ -166,15 +166,15 @@ class _Run:
                 self.weights[f"{name}-{index}"] = size * (EASY.get(name, 0) or OTHERWISE[name])
         self.weights["probes"] = PROBED * 300
 
-    def part(self, name: str, compute: Callable[[], Part]) -> Part:
+    def part(self, name: str, compute: Callable[[], StepResult]) -> StepResult:
         """A part with what it costs, from the store or computed."""
 
-        def measured() -> Part:
+        def measured() -> StepResult:
             before, began = (self.classifier.forwards, self.classifier.backwards), time.perf_counter()
             tensors, numbers = compute()
             cost = {"forward": self.classifier.forwards - before[0], "backward": self.classifier.backwards - before[1]}
             tensors = {key: tensor.detach().cpu() for key, tensor in tensors.items()}
-            return Part(tensors, {**numbers, "cost": cost, "seconds": time.perf_counter() - began})
+            return StepResult(tensors, {**numbers, "cost": cost, "seconds": time.perf_counter() - began})
 
         part = self.store.get(name, measured)
         for key, value in part.numbers["cost"].items():
@@ -199,11 +199,11 @@ class _Run:
         self.confidence = torch.cat([part.tensors["confidence"] for part in found])
         self.margin = torch.cat([part.tensors["margin"] for part in found])
 
-    def _looked(self, part: slice) -> Part:
+    def _looked(self, part: slice) -> StepResult:
         logits = self.classifier.logits(self.pixels(part))
         sure, predicted = logits.softmax(1).max(1)
         height = margin(logits, self.y[part].to(logits.device))
-        return Part({"predicted": predicted, "confidence": sure, "margin": height}, {})
+        return StepResult({"predicted": predicted, "confidence": sure, "margin": height}, {})
 
     def attack(self, name: str, shown: Tensor, pictures: bool, remark: Remark | None) -> Outcome:
         """One attack on all images that are classified rightly."""
@@ -229,7 +229,7 @@ class _Run:
             remark(f"{outcome.title}: {int((~outcome.fooled).sum())} of {len(self.rows)} robust, {seconds:.1f} s")
         return outcome
 
-    def _attacked(self, name: str, key: str, part: slice, shown: Tensor) -> Part:
+    def _attacked(self, name: str, key: str, part: slice, shown: Tensor) -> StepResult:
         x, y = self.pixels(part), self.y[part].to(self.classifier.device)
         places = torch.arange(part.start, part.stop)
         ids = torch.from_numpy(self.rows[part].astype(np.int64))
@@ -262,7 +262,7 @@ class _Run:
         closest = torch.where(right, checked.distance.cpu(), torch.zeros(len(x)))
         visible = [place for place in shown.tolist() if part.start <= place < part.stop]
         inside = torch.tensor(visible, dtype=torch.int64) - part.start
-        return Part(
+        return StepResult(
             {
                 "fooled": fooled,
                 "fooled_8bit": checked.fooled_8bit.cpu() & fooled | ~right,
@@ -277,7 +277,7 @@ class _Run:
             numbers,
         )
 
-    def probe(self, differentiable: bool) -> Part:
+    def probe(self, differentiable: bool) -> StepResult:
         """The measurements of probes.py on the first images that are classified rightly."""
         places = (self.clean == self.y).nonzero().flatten()[:PROBED]
         y = self.y[places].to(self.classifier.device)
@@ -285,7 +285,7 @@ class _Run:
         found = probe(
             self.classifier, self.pixels(places), y, ids, self.norm, self.eps, self.seed, differentiable
         ) if len(places) else {}  # fmt: skip
-        return Part({"places": places}, {"found": found})
+        return StepResult({"places": places}, {"found": found})
 
     def unnoticed(self) -> tuple[list[dict[str, Any]] | None, Tensor]:
         """Accuracy under changes that a person would not notice, on all images; None where it takes no such images."""
@@ -321,7 +321,7 @@ class _Members:
         self.run.tell(self.run.weights[self.key] * MEMBER_SHARES[name])
 
 
-def _joined(name: str, parts: list[Part]) -> Outcome:
+def _joined(name: str, parts: list[StepResult]) -> Outcome:
     arrays = {
         key: torch.cat([part.tensors[key] for part in parts])
         for key in ("fooled", "fooled_8bit", "predicted", "confidence", "distance", "margin", "fooled_by")

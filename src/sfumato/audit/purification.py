@@ -20,7 +20,7 @@ from sfumato.audit.results import Audit
 from sfumato.classifiers import Classifier
 from sfumato.classifiers.stamp import stamp
 from sfumato.core.checkpoint import digest
-from sfumato.core.parts import Part, Store
+from sfumato.core.parts import StepResult, Store
 from sfumato.data import ImageSet
 from sfumato.defences import Effort, Purification, Purifier, purification_protocol
 
@@ -67,7 +67,7 @@ def audit_purification(
 
     def keep(name: str, compute: Callable[[], dict[str, Tensor]]) -> dict[str, Tensor]:
         return store.get(
-            name, lambda: Part({key: value.detach().cpu().contiguous() for key, value in compute().items()}, {})
+            name, lambda: StepResult({key: value.detach().cpu().contiguous() for key, value in compute().items()}, {})
         ).tensors
 
     found = purification_protocol(

@@ -19,7 +19,19 @@ from sfumato.classifiers.saved import load_classifier, read_description, save_cl
 from sfumato.classifiers.training import Progress, train_classifier, training_steps
 
 __all__ = [
-    "NETWORKS", "Accuracy", "BudgetExceeded", "Classifier", "Evaluation", "Progress", "TwoLogits", "evaluate_classifier",
-    "find_classifier", "load_classifier", "match_labels", "read_description", "save_classifier", "train_classifier",
+    "NETWORKS",
+    "Accuracy",
+    "BudgetExceeded",
+    "Classifier",
+    "Evaluation",
+    "Progress",
+    "TwoLogits",
+    "evaluate_classifier",
+    "find_classifier",
+    "load_classifier",
+    "match_labels",
+    "read_description",
+    "save_classifier",
+    "train_classifier",
     "training_steps",
-]  # fmt: skip
+]

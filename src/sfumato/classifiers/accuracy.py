@@ -109,11 +109,11 @@ def _numbers(classifier: Classifier, data: ImageSet) -> list[int]:
         known = {name: i for i, name in enumerate(classifier.labels)}
         for name in data.classes:
             if name not in known:
-                raise InputError(f"data {data.name!r} has a class {name!r} that the classifier does not know: "
-                                 f"{nearest(name, known)}")  # fmt: skip
+                problem = f"data {data.name!r} has a class {name!r} that the classifier does not know"
+                raise InputError(f"{problem}: {nearest(name, known)}")
         return [known[name] for name in data.classes]
     classifier.logits(data.pixels(0))  # a model without names may only tell by a pass how many classes it has
     if len(data.classes) > classifier.classes:
-        raise InputError(f"data {data.name!r} has {len(data.classes)} classes, the classifier {classifier.classes}: "
-                         "give data of the classes that it was trained on")  # fmt: skip
+        problem = f"data {data.name!r} has {len(data.classes)} classes, the classifier {classifier.classes}"
+        raise InputError(f"{problem}: give data of the classes that it was trained on")
     return list(range(len(data.classes)))

@@ -131,8 +131,8 @@ class Classifier:
         """How many; found by one pass over a grey image (not counted) where nothing else says it."""
         if self._classes is None:
             if self.size is None or self.channels is None:
-                raise InputError("how many classes the model has is not known before its first call: "
-                                 "give labels, or size and channels, or call it first")  # fmt: skip
+                problem = "how many classes the model has is not known before its first call"
+                raise InputError(f"{problem}: give labels, or size and channels, or call it first")
             grey = torch.full((1, self.channels, *self.size), 0.5)
             with self.ready(), torch.no_grad():
                 self._checked(self._run(grey), 1)
@@ -229,8 +229,8 @@ class Classifier:
                 if slope is not None:
                     found.append(slope)
         if len(found) < values.shape[1]:
-            raise InputError("the model's output does not depend differentiably on the pixels (no_grad, argmax or NumPy "
-                             "inside?), so no gradient can be taken: use an attack that needs none")  # fmt: skip
+            problem = "the model's output does not depend differentiably on the pixels (no_grad, argmax or NumPy"
+            raise InputError(f"{problem} inside?), so no gradient can be taken: use an attack that needs none")
         return logits.detach(), found[0][:, None] if len(found) == 1 else torch.stack(found, 1)
 
     def logits(self, x: Tensor) -> Tensor:
@@ -301,8 +301,8 @@ class Classifier:
 
     def _checked(self, logits: Tensor, count: int) -> Tensor:
         if logits.ndim == 1 or (logits.ndim == 2 and logits.shape[1] == 1):
-            raise InputError(f"the model gives one number an image {_shape(logits)}, and two classes need two logits: "
-                             "wrap it, Classifier(TwoLogits(model))")  # fmt: skip
+            problem = f"the model gives one number an image {_shape(logits)}, and two classes need two logits"
+            raise InputError(f"{problem}: wrap it, Classifier(TwoLogits(model))")
         if logits.ndim != 2 or logits.shape[0] != count:
             raise InputError(
                 f"the model gives {_shape(logits)} for {count} images: it must give (images, classes) logits"
@@ -313,8 +313,8 @@ class Classifier:
         # The largest of each row tells of NaN and of inf; a lower -inf may mean a class that is ruled out.
         bad = int((~logits.detach().amax(1).isfinite()).sum())
         if bad:
-            raise InputError(f"the model gives logits that are not finite for {bad} of {count} images: check its weights, "
-                             "its number type and the mean and std that it was trained with")  # fmt: skip
+            problem = f"the model gives logits that are not finite for {bad} of {count} images: check its weights"
+            raise InputError(f"{problem}, its number type and the mean and std that it was trained with")
         self._classes = logits.shape[1]
         return logits
 
@@ -328,22 +328,24 @@ class Classifier:
             low, high = (float(value) for value in x.detach().aminmax())  # NaN if any value is
             least, most = (-TOLERANCE, 1 + TOLERANCE) if bounded else (-_FAR, _FAR)
             if not (low >= least and high <= most):
-                raise InputError(f"pixels run from {low:g} to {high:g}: give them between 0 and 1, for the classifier "
-                                 "normalises them itself (mean and std)")  # fmt: skip
+                problem = f"pixels run from {low:g} to {high:g}: give them between 0 and 1, for the classifier"
+                raise InputError(f"{problem} normalises them itself (mean and std)")
         if self.size is not None and (x.ndim != 4 or tuple(x.shape[2:]) != self.size):
             height, width = self.size
-            raise InputError(f"images have the shape {_shape(x)}, the model takes {width}x{height} pixels: "
-                             f"bring them to that size (--size {width}x{height})")  # fmt: skip
+            problem = f"images have the shape {_shape(x)}, the model takes {width}x{height} pixels"
+            raise InputError(f"{problem}: bring them to that size (--size {width}x{height})")
         allowed = {1, 3} if self.channels == 3 else {self.channels}
         if self.channels is not None and x.shape[1] not in allowed:
-            raise InputError(f"images have the shape {_shape(x)}, the model takes (B, {self.channels}, H, W): "
-                             f"give images of {self.channels} channels")  # fmt: skip
+            problem = f"images have the shape {_shape(x)}, the model takes (B, {self.channels}, H, W)"
+            raise InputError(f"{problem}: give images of {self.channels} channels")
 
     def _afford(self, passes: int) -> None:
         spent = self.forwards + self.backwards
         if self.budget is not None and spent + passes > self.budget:
-            raise BudgetExceeded(f"the budget of {self.budget:,} passes is used up ({spent:,} made, {passes:,} more "
-                                 "asked for): give a larger budget or reset_counts()")  # fmt: skip
+            raise BudgetExceeded(
+                f"the budget of {self.budget:,} passes is used up ({spent:,} made, {passes:,} more "
+                "asked for): give a larger budget or reset_counts()"
+            )
 
     def _count_backward(self, count: int) -> None:
         self._afford(count)

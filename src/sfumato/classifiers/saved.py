@@ -34,8 +34,10 @@ def save_classifier(folder: str | Path, classifier: Classifier, notes: Mapping[s
     module = classifier.module
     name = next((name for name, network in NETWORKS.items() if type(module) is network), None)
     if module is None or name is None:
-        raise InputError(f"a classifier around {type(classifier.model).__name__} cannot be saved, only sfumato's networks "
-                         f"({', '.join(NETWORKS)}): save the model itself, and give it as py:package.module:factory")  # fmt: skip
+        problem = f"a classifier around {type(classifier.model).__name__} cannot be saved, only sfumato's networks"
+        raise InputError(
+            f"{problem} ({', '.join(NETWORKS)}): save the model itself, and give it as py:package.module:factory"
+        )
     if classifier.mean is None or classifier.std is None or classifier.size is None or classifier.channels is None:
         raise InputError(
             "a classifier is saved with its mean, std, size and channels: give all four to Classifier(...)"
@@ -101,8 +103,8 @@ def check_description(file: Path, description: Mapping[str, Any]) -> None:
     if description.get("kind") != "classifier":
         raise InputError(f"{file} is not a classifier: give a folder that 'sfumato classifier train --out' wrote")
     if description.get("format") != FORMAT:
-        raise InputError(f"{file} has format {description.get('format')!r}, this version reads {FORMAT}: "
-                         "use the version of sfumato that wrote it")  # fmt: skip
+        problem = f"{file} has format {description.get('format')!r}, this version reads {FORMAT}"
+        raise InputError(f"{problem}: use the version of sfumato that wrote it")
     wrong = [key for key, kind in _WANTED.items() if not isinstance(description.get(key), kind)]
     size, labels = description.get("size"), description.get("labels")
     if isinstance(size, list) and not (len(size) == 2 and all(type(n) is int and 0 < n <= 65_536 for n in size)):

@@ -17,7 +17,7 @@ from sfumato.core.errors import InputError
 FOLDER = "parts"
 
 
-class Part(NamedTuple):
+class StepResult(NamedTuple):
     """What one step of an audit or a certification found."""
 
     tensors: dict[str, Tensor]
@@ -38,7 +38,7 @@ class Store:
         self.found = 0
         """How many parts were there already."""
 
-    def get(self, name: str, compute: Callable[[], Part]) -> Part:
+    def get(self, name: str, compute: Callable[[], StepResult]) -> StepResult:
         """The part called ``name`` as it was written, or else as it is computed and written now."""
         if self.folder is None:
             return compute()
@@ -47,10 +47,10 @@ class Store:
             if file.exists():
                 tensors, numbers = checkpoint.read(file)
                 self.found += 1
-                return Part({key: tensor.clone() for key, tensor in tensors.items()}, numbers)
+                return StepResult({key: tensor.clone() for key, tensor in tensors.items()}, numbers)
         part = compute()
         # Through the file's own text, so that a part is the same whether it was read or computed.
-        part = Part(part.tensors, json.loads(json.dumps(part.numbers)))
+        part = StepResult(part.tensors, json.loads(json.dumps(part.numbers)))
         checkpoint.write_tensors(file, part.tensors, part.numbers)
         return part
 

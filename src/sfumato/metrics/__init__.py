@@ -11,6 +11,20 @@ from sfumato.metrics.report import lines, picture
 from sfumato.metrics.retrieval import Retrieval, find_judge, r_precision
 
 __all__ = [
-    "FEATURES", "FeatureSpace", "Retrieval", "compare", "density_coverage", "evaluate", "find_judge", "frechet_distance", "kernel_distance",
-    "lines", "memorisation", "nearest", "picture", "precision_recall", "r_precision", "reference_features",
-]  # fmt: skip
+    "FEATURES",
+    "FeatureSpace",
+    "Retrieval",
+    "compare",
+    "density_coverage",
+    "evaluate",
+    "find_judge",
+    "frechet_distance",
+    "kernel_distance",
+    "lines",
+    "memorisation",
+    "nearest",
+    "picture",
+    "precision_recall",
+    "r_precision",
+    "reference_features",
+]

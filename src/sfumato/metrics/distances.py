@@ -35,8 +35,8 @@ def frechet_distance(a: Features | Moments, b: Features | Moments) -> float:
     """
     (mean_a, cov_a), (mean_b, cov_b) = _moments_of(a), _moments_of(b)
     if mean_a.shape != mean_b.shape:
-        raise InputError(f"features of {len(mean_a)} and of {len(mean_b)} numbers an image cannot be compared: "
-                         "take both from the same feature space")  # fmt: skip
+        problem = f"features of {len(mean_a)} and of {len(mean_b)} numbers an image cannot be compared"
+        raise InputError(f"{problem}: take both from the same feature space")
     root = torch.linalg.svdvals(_root(cov_a) @ _root(cov_b)).sum()
     distance = (mean_a - mean_b).square().sum() + cov_a.trace() + cov_b.trace() - 2 * root
     return max(0.0, float(distance))

@@ -88,27 +88,27 @@ def evaluate(
         InputError: too few images, unlabelled data for the classifier, sizes or classes that do not match.
     """
     if n < LEAST or min(len(data), len(train)) < LEAST:
-        raise InputError(f"n={n} samples, {len(data)} test and {len(train)} training images: "
-                         f"each must be {LEAST} or more to measure anything")  # fmt: skip
+        problem = f"n={n} samples, {len(data)} test and {len(train)} training images"
+        raise InputError(f"{problem}: each must be {LEAST} or more to measure anything")
     for one in (data, train):
         if (one.size, one.channels) != (train.size, train.channels):
-            raise InputError(f"the test images {(*one.size, one.channels)} and the training images "
-                             f"{(*train.size, train.channels)} differ in (H, W, C): load both at one size")  # fmt: skip
+            problem = f"the test images {(*one.size, one.channels)} and the training images"
+            raise InputError(f"{problem} {(*train.size, train.channels)} differ in (H, W, C): load both at one size")
     if foreign := [name for name in generator.classes if train.classes and name not in train.classes]:
-        raise InputError(f"the model draws {foreign[0]!r}, which {train.name} has no images of: "
-                         "give the data that the model was trained on")  # fmt: skip
+        problem = f"the model draws {foreign[0]!r}, which {train.name} has no images of"
+        raise InputError(f"{problem}: give the data that the model was trained on")
     labelled = train.labels is not None and len(train.classes) > 1
     told = bool(getattr(getattr(generator, "kinds", None), "tokens", 0)) and train.captions is not None
     if told and data.captions is None:
         raise InputError(f"{data.name} has captions in its {train.split} split alone: give captions for both")
     if judge is not None and not told:
-        raise InputError("a judge of captions was given, but there are none to judge: give captioned data, and a model of "
-                         "texts")  # fmt: skip
+        problem = "a judge of captions was given, but there are none to judge: give captioned data, and a model of"
+        raise InputError(f"{problem} texts")
     names = tuple(dict.fromkeys(features or (_default_space(train, labelled),)))
     makers = {name: FEATURES.find(name) for name in names}
     if "classifier" in names and not labelled:
-        raise InputError(f"{train.name} has no labels, or one class only, so there is no classifier to take features "
-                         "from: use effnet-lite0 (pip install sfumato[metrics])")  # fmt: skip
+        problem = f"{train.name} has no labels, or one class only, so there is no classifier to take features"
+        raise InputError(f"{problem} from: use effnet-lite0 (pip install sfumato[metrics])")
     judged = labelled and bool(generator.classes)
     asked, held_out = _captions(train, data, n, seed) if told else ((), ())
     device = torch.device(getattr(generator, "device", "cpu"))
@@ -281,8 +281,8 @@ def _draw(
         told = {"prompt": list(captions[start : start + _DRAW])} if captions else {"label": labels if classes else None}
         pixels = generator.sample(len(labels), **told, seed=own, **how)  # (B, C, H, W)
         if tuple(pixels.shape) != (len(labels), *shape):
-            raise InputError(f"the model draws images of (C, H, W) = {tuple(pixels.shape[1:])}, {train.name} has {shape}: "
-                             "load the data at the model's size")  # fmt: skip
+            problem = f"the model draws images of (C, H, W) = {tuple(pixels.shape[1:])}, {train.name} has {shape}"
+            raise InputError(f"{problem}: load the data at the model's size")
         parts.append(to_bytes(pixels))
         work.add(len(labels))
     if captions:

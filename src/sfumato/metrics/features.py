@@ -98,9 +98,13 @@ def effnet_space(train: ImageSet, device: torch.device) -> FeatureSpace:
 def reference_features(space: FeatureSpace, images: ImageSet) -> Tensor:
     """(N, dimension) float32 features of a data set, or of a fixed random part of ``space.limit``, kept in the cache."""
     description = {
-        "space": space.name, "weights": space.digest, "data": images.fingerprint(), "limit": space.limit,
-        "device": space.device.type, "version": 1,
-    }  # fmt: skip
+        "space": space.name,
+        "weights": space.digest,
+        "data": images.fingerprint(),
+        "limit": space.limit,
+        "device": space.device.type,
+        "version": 1,
+    }
     rows = reference_rows(len(images), space.limit)
     return cached_tensors(description, lambda: {"features": space.of(subset(images, rows))})["features"]
 

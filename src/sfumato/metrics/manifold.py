@@ -50,8 +50,8 @@ def density_coverage(real: Features, fake: Features, k: int = 5) -> tuple[float,
 def _pair(real: Features, fake: Features, k: int) -> tuple[Tensor, Tensor]:
     x, y = as_matrix(real), as_matrix(fake)
     if min(len(x), len(y)) <= k:
-        raise InputError(f"{k} nearest neighbours need more than {k} images in each set, "
-                         f"not {len(x)} and {len(y)}: give more images")  # fmt: skip
+        problem = f"{k} nearest neighbours need more than {k} images in each set"
+        raise InputError(f"{problem}, not {len(x)} and {len(y)}: give more images")
     centre = x.mean(0)  # distances stay, rounding errors shrink
     return x - centre, y - centre
 

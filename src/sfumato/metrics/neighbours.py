@@ -38,8 +38,8 @@ def nearest(images: ImageSet, train: ImageSet, k: int = 1) -> tuple[np.ndarray, 
         InputError: images of another size or number of channels, or an impossible k.
     """
     if (images.size, images.channels) != (train.size, train.channels):
-        raise InputError(f"images of {images.name} (H, W, C) = {(*images.size, images.channels)} cannot be compared with "
-                         f"those of {train.name}, {(*train.size, train.channels)}: bring them to one size")  # fmt: skip
+        problem = f"images of {images.name} (H, W, C) = {(*images.size, images.channels)} cannot be compared with"
+        raise InputError(f"{problem} those of {train.name}, {(*train.size, train.channels)}: bring them to one size")
     if not 1 <= k <= min(_CANDIDATES, len(train)):
         raise InputError(f"k={k} nearest images: k must be from 1 to {min(_CANDIDATES, len(train))}")
     height, width = train.size
@@ -94,10 +94,8 @@ def memorisation(samples: ImageSet, test: ImageSet, train: ImageSet) -> dict[str
         "closer_test": float((held_out[:, 0] < threshold).mean()),
         "distance": float(np.median(found[:, 0])),
         "distance_test": float(np.median(held_out[:, 0])),
-        "closest": [
-            {"sample": int(i), "train": int(numbers[i, 0]), "distance": float(found[i, 0])} for i in closest
-        ],
-    }  # fmt: skip
+        "closest": [{"sample": int(i), "train": int(numbers[i, 0]), "distance": float(found[i, 0])} for i in closest],
+    }
 
 
 def _copies(distances: np.ndarray) -> float:

@@ -51,16 +51,18 @@ def lines(result: Mapping[str, Any]) -> list[str]:
         text += _retrieval(found)
     text += [
         "",
-        *_table([
-            ["nearest training image", "samples", "test images"],
-            ["near copies", f"{near['near_copies']:.2%}", f"{near['near_copies_test']:.2%}"],
-            ["nearer than 99% of test images", f"{near['closer']:.2%}", f"{near['closer_test']:.2%}"],
-            ["median distance", _number(near["distance"]), _number(near["distance_test"])],
-        ]),
+        *_table(
+            [
+                ["nearest training image", "samples", "test images"],
+                ["near copies", f"{near['near_copies']:.2%}", f"{near['near_copies_test']:.2%}"],
+                ["nearer than 99% of test images", f"{near['closer']:.2%}", f"{near['closer_test']:.2%}"],
+                ["median distance", _number(near["distance"]), _number(near["distance_test"])],
+            ]
+        ),
         "",
         f"{result['seconds']['sampling']:.1f} s of sampling "
         f"({1000 * result['seconds']['sampling'] / result['samples']:.1f} ms an image), {result['seconds']['total']:.1f} s in all",
-    ]  # fmt: skip
+    ]
     return text
 
 

@@ -66,9 +66,14 @@ class Judge:
 
 
 def r_precision(
-    images: Tensor, texts: Tensor, own: np.ndarray, *, alike: Sequence[set[int]] | None = None,
-    candidates: int = CANDIDATES, seed: int = 0,
-) -> np.ndarray:  # fmt: skip
+    images: Tensor,
+    texts: Tensor,
+    own: np.ndarray,
+    *,
+    alike: Sequence[set[int]] | None = None,
+    candidates: int = CANDIDATES,
+    seed: int = 0,
+) -> np.ndarray:
     """Whether each image's own text is the most similar one among ``candidates``, the others drawn at random.
 
     Args:
@@ -143,13 +148,21 @@ class Retrieval:
         The interval counts captions, not images: those of one caption succeed or fail together.
         """
         right = r_precision(
-            self.judge.images(features), self.points, self.captions.of(asked), alike=self.captions.alike,
-            candidates=self.candidates, seed=self.seed,
-        )  # fmt: skip
+            self.judge.images(features),
+            self.points,
+            self.captions.of(asked),
+            alike=self.captions.alike,
+            candidates=self.candidates,
+            seed=self.seed,
+        )
         low, high = wilson(float(right.mean()), len(set(asked)))
         return {
-            "images": len(asked), "captions": len(set(asked)), "r_precision": float(right.mean()), "low": low, "high": high,
-        }  # fmt: skip
+            "images": len(asked),
+            "captions": len(set(asked)),
+            "r_precision": float(right.mean()),
+            "low": low,
+            "high": high,
+        }
 
     def of_real(self, images: ImageSet) -> dict[str, Any]:
         """The same for real images: what the judge can do at all."""
@@ -159,9 +172,12 @@ class Retrieval:
 
     def describe(self) -> dict[str, Any]:
         return {
-            "judge": self.judge.name, "space": self.judge.space.name, "hash": self.judge.digest,
-            "candidates": self.candidates, "chance": 1 / self.candidates,
-        }  # fmt: skip
+            "judge": self.judge.name,
+            "space": self.judge.space.name,
+            "hash": self.judge.digest,
+            "candidates": self.candidates,
+            "chance": 1 / self.candidates,
+        }
 
 
 def own_image(features: Tensor, asked: Sequence[str], reference: Tensor, train: ImageSet) -> float:
@@ -244,9 +260,13 @@ def _trained(train: ImageSet, device: torch.device, text: str, space: FeatureSpa
     build = {} if space is None else {"encoder": _Given(space.dimension), "dropout": (0.5, 0.3)}
     model = contrastive.new_model(images, text, 0, device, **build)
     description = {
-        "space": "judge", "version": 1, "data": train.fingerprint(), "device": device.type,
-        "text": find_encoder(text).fingerprint, "encoder": "convolutions" if space is None else space.digest,
-    }  # fmt: skip
+        "space": "judge",
+        "version": 1,
+        "data": train.fingerprint(),
+        "device": device.type,
+        "text": find_encoder(text).fingerprint,
+        "encoder": "convolutions" if space is None else space.digest,
+    }
 
     def train_it() -> dict[str, Tensor]:
         store = LatentStore([one for texts in captions for one in texts], model.reader)

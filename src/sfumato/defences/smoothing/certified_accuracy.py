@@ -44,7 +44,7 @@ from sfumato.classifiers.stamp import classifier_hash, stamp
 from sfumato.core import checkpoint
 from sfumato.core.errors import InputError
 from sfumato.core.files import atomic_write, finite, make_folder
-from sfumato.core.parts import Part, Store
+from sfumato.core.parts import StepResult, Store
 from sfumato.defences.compatibility import check_smoothing
 from sfumato.defences.smoothing.certify import ABSTAIN, Certificate, SmoothedClassifier, certify
 from sfumato.defences.smoothing.radii import l1_radius, linf_radius
@@ -181,21 +181,21 @@ def certify_data(
         if progress is not None:
             progress(before + count, len(x) + few)
 
-    def certify_part(some: slice) -> Part:
+    def certify_part(some: slice) -> StepResult:
         passes, began = classifier.forwards, time.perf_counter()
         ids, report_done = torch.from_numpy(rows[some]), partial(done, before=some.start)
         found = certify(
             classifier, x[some], denoise=smoothed.denoise, ids=ids, progress=report_done, **asdict(settings)
         )
         spent = {"passes": classifier.forwards - passes, "seconds": time.perf_counter() - began}
-        return Part(_columns(found), {"radii": found[0].radii, **spent})
+        return StepResult(_columns(found), {"radii": found[0].radii, **spent})
 
-    def attack_part(some: slice) -> Part:
+    def attack_part(some: slice) -> StepResult:
         began = time.perf_counter()
         ids, report_done = torch.from_numpy(rows[some]), partial(done, before=len(x) + some.start)
         effort = {"steps": STEPS, "draws": DRAWS, "seed": seed, "batch_size": settings.batch_size}
         found = smooth_adv(smoothed, x[some], y[some], certificates[0].radii, ids=ids, progress=report_done, **effort)
-        return Part({"fell": found.fooled_at.cpu()}, {"seconds": time.perf_counter() - began})
+        return StepResult({"fell": found.fooled_at.cpu()}, {"seconds": time.perf_counter() - began})
 
     with classifier.ready():
         digest = classifier_hash(classifier, x)
@@ -330,7 +330,7 @@ def _columns(certificates: Sequence[Certificate]) -> dict[str, Tensor]:
     return {**columns, "verdicts": torch.tensor(verdicts, dtype=torch.int8)}
 
 
-def _certificates(part: Part) -> list[Certificate]:
+def _certificates(part: StepResult) -> list[Certificate]:
     """The inverse of ``_columns``."""
     meanings = {1: True, -1: False, 0: None}
     radii, verdicts = tuple(part.numbers["radii"]), part.tensors["verdicts"].tolist()
