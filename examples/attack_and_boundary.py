@@ -12,6 +12,7 @@ from sfumato.classifiers import train_classifier
 
 classifier = train_classifier("clothes", "clf", epochs=4)
 test = sfumato.load("clothes", split="test")
+assert test.labels is not None  # this set has labels
 x, y = test.pixels(slice(64)), torch.tensor(test.labels[:64])  # (64, 1, 28, 28) in [0, 1], and (64,)
 print("accuracy:", float((classifier.predict(x).cpu() == y).float().mean()))
 

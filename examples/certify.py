@@ -13,6 +13,7 @@ RADII = [0.125, 0.25, 0.5]
 generator = sfumato.train("clothes", "runs/clothes", minutes=15)
 classifier = train_classifier("clothes", "clf", epochs=4)
 test = sfumato.load("clothes", split="test")
+assert test.labels is not None  # this set has labels
 x, y = test.pixels(slice(20)), test.labels[:20]
 
 # The certificate holds for the smoothed classifier: noise, then the denoiser, then the classifier, then a majority vote.

@@ -19,6 +19,7 @@ SMALL = (
     (r"\bn=[\d_]{4,}", "n=500"),
     (r"\bcount=\d{3,}", "count=4"),
     (r"slice\(20\)", "slice(4)"),
+    (r"\[:20\]", "[:4]"),
     (r'kind="plane"\)', 'kind="plane", resolution=7)'),
     (r"\.sample\((\d\d),", r".sample(4,"),
     (r"-n (64|100|500)\b", "-n 4"),
