@@ -49,11 +49,9 @@ def evaluate(
     features: Sequence[str] | None = None,
     judge: str | None = None,
     seed: int = 0,
-    steps: int | Sequence[int] | None = None,
-    sampler: str | None = None,
-    guidance: float | None = None,
     progress: Callable[[int, int], None] | None = None,
     on_samples: Callable[[ImageSet], object] | None = None,
+    **how: Any,
 ) -> dict[str, Any]:
     """Draw ``n`` images and compare them with real ones.
 
@@ -75,9 +73,9 @@ def evaluate(
             or ``image-text`` for captioned data where that is not installed.
         judge: of captions: a CLIP of transformers or a saved embedding; None trains one on the training images.
         seed: of the samples and of the random subsets.
-        steps, sampler, guidance: as in ``Generator.sample``.
         progress: called with (done, total) units of work.
         on_samples: called with the samples once they are drawn, for a picture (see ``report.picture``).
+        how: ``steps``, ``sampler``, ``guidance``, as in ``Generator.sample``.
 
     Returns:
         JSON-ready dictionary: ``samples``, ``seed``, ``sampler``, ``steps``, ``guidance``, ``network_evaluations`` (of
@@ -119,8 +117,9 @@ def evaluate(
     teacher = (spaces.get("classifier") or FEATURES["classifier"](train, device)) if judged else None
     retrieval = Retrieval(find_judge(train, device, judge), train, data, seed) if told else None
     built = time.perf_counter()
-    sampler = sampler or getattr(generator, "default_sampler", None)
-    how = {"steps": steps, "sampler": sampler, "guidance": guidance}
+    how = {"steps": None, "guidance": None, **how}
+    how["sampler"] = how.get("sampler") or getattr(generator, "default_sampler", None)
+    steps = how["steps"]
     with _counted(generator) as count:
         samples = _draw(generator, train, n, seed, work, how, asked)
         unseen = _draw(generator, train, len(held_out), seed + (1 << 32), work, how, held_out) if held_out else None
@@ -161,9 +160,9 @@ def evaluate(
     return {
         "samples": n,
         "seed": seed,
-        "sampler": sampler,
+        "sampler": how["sampler"],
         "steps": list(steps) if isinstance(steps, Sequence) else steps,
-        "guidance": guidance,
+        "guidance": how["guidance"],
         "labels": "even over classes" if generator.classes and not told else None,
         "prompts": "captions of training images" if told else None,
         "network_evaluations": evaluations,
