@@ -177,6 +177,7 @@ def test_the_images_are_drawn_by_the_seed_and_all_at_most_once():
 # -- stopped and resumed ------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_a_budget_that_runs_out_is_no_loss(tmp_path: Path):
     model, data = Linear(), images(Linear(), 90, wrong=3)
     whole = write_report(run(model, data, protocol="standard", out=tmp_path / "a"), tmp_path / "a")

@@ -150,6 +150,7 @@ def test_help_names_the_attacks(sfumato: Command, monkeypatch: pytest.MonkeyPatc
     assert shown.status == 0 and all(name in shown.out for name in ATTACKS) and "{attacks}" not in shown.out
 
 
+@pytest.mark.slow
 def test_killed_and_resumed_it_is_the_same(sfumato: Command, place: Path, monkeypatch: pytest.MonkeyPatch):
     words = ["audit", *CLF, "--eps", "14/255", "-n", "80", "--json", "-o"]
     monkeypatch.setenv("SLOW", "0.02")

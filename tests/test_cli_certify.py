@@ -136,6 +136,7 @@ def test_models_that_do_not_fit(sfumato: Command, inside: Path, digits_classifie
     assert not (inside / "cert").exists()
 
 
+@pytest.mark.slow
 def test_a_certification_that_was_stopped_goes_on_and_finds_the_same(
     sfumato: Command, inside: Path, digits_classifier: Path, monkeypatch: pytest.MonkeyPatch
 ):

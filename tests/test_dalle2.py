@@ -187,6 +187,7 @@ def colours(pixels: Tensor) -> list[str]:
     return [list(COLOURS)[i] for i in torch.cdist(pixels.mean((2, 3)), wanted).argmin(1)]
 
 
+@pytest.mark.slow
 def test_the_parts_share_the_budget(trained: tuple[Path, list[Any]]):
     out, steps = trained
     for part, count in STEPS.items():

@@ -77,6 +77,7 @@ def run_commands(block: str, sfumato: Command) -> None:
             assert Path(words[words.index(option) + 1]).exists(), words
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("page", ["README.md", *(str(page.relative_to(ROOT)) for page in PAGES)])
 def test_page(page: str, sfumato: Command, there: Path) -> None:
     run_blocks((ROOT / page).read_text(), sfumato)

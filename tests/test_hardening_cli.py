@@ -33,6 +33,7 @@ def clf(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
+@pytest.mark.slow
 def test_harden_writes_what_changed(sfumato: Command, inside: Path, clf: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     for name, few in (("_FINE", 15), ("_WINDOW_FINE", 7), ("_WINDOWS_FINE", 4)):  # a coarse picture
         monkeypatch.setattr(figure, name, few)
@@ -62,6 +63,7 @@ def test_harden_writes_what_changed(sfumato: Command, inside: Path, clf: Path, m
     assert fresh == {**found, "boundary": "it was not asked for"}
 
 
+@pytest.mark.slow
 def test_the_audit_of_a_hardened_classifier_finds_that_of_the_one_it_came_from(
     sfumato: Command, inside: Path, clf: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -115,6 +117,7 @@ def test_hardened_for_certify_it_names_the_commands_that_certify(
         assert sentence in sfumato("harden", clf, *HOW, *words, "--out", "no").sentence and not (inside / "no").exists()
 
 
+@pytest.mark.slow
 def test_a_killed_hardening_goes_on(sfumato: Command, inside: Path, clf: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Generated images are drawn first, and not again; then kill -9 in the training, and the same command."""
     model = saved_generator(inside / "gen")

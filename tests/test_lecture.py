@@ -120,6 +120,7 @@ def called(sections: list[Section], title: str) -> Section:
 # -- the page ---------------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_it_asks_for_nothing_from_elsewhere(subject: Subject, sections: list[Section]) -> None:
     text = lecture.page(subject, sections, 61.0)
     made = Page(text)
@@ -344,6 +345,7 @@ def quick(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("sfumato.cli.demo.DATA", "digits")
 
 
+@pytest.mark.slow
 def test_demo(sfumato: Command, inside: Path, quick: None, monkeypatch: pytest.MonkeyPatch) -> None:
     told = sfumato("demo", "--minutes", "0.02", "--json")
     assert told.status == 0, told.err

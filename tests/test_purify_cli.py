@@ -160,6 +160,7 @@ def quick(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(purification, "Effort", lambda: Effort(**EFFORT))
 
 
+@pytest.mark.slow
 def test_audit_behind_a_purifier(
     sfumato: Command, inside: Path, trained: Path, quick: None, monkeypatch: pytest.MonkeyPatch
 ):

@@ -44,6 +44,7 @@ def test_its_gradient_is_exact_by_finite_differences(generator: Generator, tmp_p
     )
 
 
+@pytest.mark.slow
 def test_it_is_audited_like_any_classifier(generator: Generator) -> None:
     data = pictures(36, seed=1)
     classifier = diffusion_classifier(generator, draws=3)

@@ -51,6 +51,9 @@ def required(wheel: Path) -> dict[str, metadata.Distribution]:
     return found
 
 
+pytestmark = pytest.mark.slow
+
+
 @pytest.fixture(scope="module")
 def archives(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
     """(source archive, wheel built from it)."""
