@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import copy
+import importlib
 from typing import Any
 
-import foolbox
 import pyautoattack
 import pytest
 import torch
@@ -18,6 +18,8 @@ from sfumato.attacks import ddn, deepfool, fgsm, standard
 from sfumato.attacks.ascent import ascend
 from sfumato.attacks.norms import norm_of
 from sfumato.classifiers import Classifier
+
+foolbox = importlib.import_module("foolbox")  # for a type checker, its attacks are private
 
 
 @pytest.fixture(scope="module")
