@@ -245,7 +245,8 @@ def test_labels_are_told_to_all_models(lively: Cascade):
     base, up = lively.models
     plain = Cascade([base, up]).sample(3, "red", steps=2)
     for model in (base, up):
-        kept = model.denoiser.networks[0].embed.label.weight  # type: ignore[union-attr]
+        network: Any = model.denoiser.networks[0]
+        kept: torch.Tensor = network.embed.label.weight
         before = kept.detach().clone()
         kept.data[0] += 1.0  # of red
         assert (Cascade([base, up]).sample(3, "red", steps=2) - plain).abs().max() > 1e-3
