@@ -22,9 +22,10 @@ from benchmarks.base import record, trial
 from benchmarks.base.table import Claim, rows
 from benchmarks.features import images
 from sfumato.config import preset
+from sfumato.engine.trainer import Trainer
 from sfumato.generator import Generator
-from sfumato.training.objective import stage_loss
-from sfumato.training.run import Run
+from sfumato.training.denoising import DenoisingObjective
+from sfumato.training.loss import stage_loss
 
 NAME = "speed"
 COMMANDS = ("speed",)
@@ -55,14 +56,15 @@ def run(chosen: argparse.Namespace) -> None:
     kinds = {"bf16": torch.bfloat16, "float32": torch.float32}
     rates = {name: round(matmul_rate(kind), 1) for name, kind in kinds.items()}
     data = images(chosen.data)
-    training = Run(preset(data.size), data, torch.device("cpu"), 0)
+    objective = DenoisingObjective(preset(data.size), data, torch.device("cpu"), 0)
+    trainer = Trainer(objective, 0)
     made = {
         "rates": rates,
-        "roof": "bf16" if training.kind is not None else "float32",
-        "batch": training.config.batch,
-        "training": training_times(training),
-        "shares": shares(training),
-        "sampling": sampling_times(training.generator()),
+        "roof": "bf16" if objective.precision is not None else "float32",
+        "batch": objective.config.batch,
+        "training": training_times(trainer, objective),
+        "shares": shares(trainer),
+        "sampling": sampling_times(objective.generator()),
     }
     with tempfile.TemporaryDirectory() as folder:
         stats = trial.train_apart("ladder", chosen.memory_seconds, 0, Path(folder) / "run", data=chosen.data)
@@ -95,23 +97,23 @@ def median_seconds(action: Callable[[], object]) -> float:
     return statistics.median(seconds_of(action) for _ in range(REPEATS))
 
 
-def training_times(training: Run) -> dict[str, dict[str, float]]:
+def training_times(trainer: Trainer, objective: DenoisingObjective) -> dict[str, dict[str, float]]:
     """For each stage's forward and backward pass, and for the whole step: ms, GFLOP and GFLOP/s."""
     generator = torch.Generator().manual_seed(0)
 
     def stage_pass(stage: int) -> None:
-        x, c = training._batch(training.counts[stage], generator)
-        kind = training.kind
-        with torch.autocast(training.device.type, kind or torch.bfloat16, enabled=kind is not None):
-            loss = stage_loss(training.denoiser, training.config, x, c, stage, generator)
+        x, c = objective.batch(objective.counts[stage], generator)
+        kind = objective.precision
+        with torch.autocast(objective.device.type, kind or torch.bfloat16, enabled=kind is not None):
+            loss = stage_loss(objective.denoiser, objective.config, x, c, stage, generator)
         loss.backward()
-        training.denoiser.zero_grad(set_to_none=True)
+        objective.denoiser.zero_grad(set_to_none=True)
 
-    stages = range(training.denoiser.ladder.stages)
+    stages = range(objective.denoiser.ladder.stages)
     actions: dict[str, Callable[[], object]] = {
         f"stage {stage}": lambda stage=stage: stage_pass(stage) for stage in stages
     }
-    actions["whole step"] = lambda: training.advance(0.5)
+    actions["whole step"] = lambda: trainer.advance(0.5)
     found = {}
     for name, action in actions.items():
         seconds = median_seconds(action)
@@ -132,14 +134,14 @@ def kind_of(operator: str) -> str:
     return next((kind for kind, pieces in KINDS.items() if any(piece in name for piece in pieces.split())), "other")
 
 
-def shares(training: Run, steps: int = 3) -> dict[str, float]:
+def shares(trainer: Trainer, steps: int = 3) -> dict[str, float]:
     """The share of a training step's time by kind of operator, largest first."""
     from torch.profiler import ProfilerActivity, profile
 
-    training.advance(0.5)
+    trainer.advance(0.5)
     with profile(activities=[ProfilerActivity.CPU]) as profiler:
         for _ in range(steps):
-            training.advance(0.5)
+            trainer.advance(0.5)
     times: dict[str, float] = defaultdict(float)
     for event in profiler.key_averages():
         times[kind_of(event.key)] += event.self_cpu_time_total

@@ -5,6 +5,7 @@ from __future__ import annotations
 import pickle
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -18,7 +19,7 @@ from sfumato import classifiers
 from sfumato.classifiers import Classifier, find_classifier
 from sfumato.classifiers.accuracy import Accuracy
 from sfumato.classifiers.networks import NETWORKS
-from sfumato.classifiers.run import augment
+from sfumato.classifiers.objective import augment
 from sfumato.core import checkpoint
 from sfumato.core.errors import InputError
 from sfumato.data import ImageSet, load
@@ -45,8 +46,10 @@ def test_augmented_images_are_shifted_and_mirrored_ones():
     assert torch.equal(augment(x, 0, False, torch.Generator()), x)
 
 
-def half_trained(folder: Path, **budget: float) -> None:
-    for progress in classifiers.training_steps("digits", folder, device="cpu", **budget):  # type: ignore[arg-type]
+def half_trained(folder: Path, **budget: Any) -> None:
+    for progress in classifiers.classifier_steps(
+        classifiers.ClassifierRequest(data="digits", out=folder, device="cpu", **budget)
+    ):  # type: ignore[arg-type]
         if progress.step == 5:
             return  # what is left of the generator is closed: as after Ctrl-C
 
@@ -55,15 +58,25 @@ def test_a_stopped_training_ends_with_the_same_weights(tmp_path: Path):
     whole = classifiers.train_classifier("digits", tmp_path / "whole", epochs=0.75, device="cpu")
     half_trained(tmp_path / "parts", epochs=0.75)
     assert not (tmp_path / "parts" / checkpoint.MODEL).exists()
-    steps = list(classifiers.training_steps("digits", tmp_path / "parts", epochs=0.75, device="cpu"))
+    steps = list(
+        classifiers.classifier_steps(
+            classifiers.ClassifierRequest(data="digits", out=tmp_path / "parts", epochs=0.75, device="cpu")
+        )
+    )
     assert steps[0].step == 6 and steps[-1].step == 12
     parts = classifiers.load_classifier(tmp_path / "parts", "cpu")
     assert parts.module is not None and whole.module is not None
     for name, tensor in whole.module.state_dict().items():
         assert torch.equal(tensor, parts.module.state_dict()[name]), name
-    assert not list(classifiers.training_steps("digits", tmp_path / "parts", epochs=0.75, device="cpu"))
+    assert not list(
+        classifiers.classifier_steps(
+            classifiers.ClassifierRequest(data="digits", out=tmp_path / "parts", epochs=0.75, device="cpu")
+        )
+    )
     with pytest.raises(InputError, match="seed was 0, now 1"):
-        classifiers.training_steps("digits", tmp_path / "parts", epochs=0.75, seed=1, device="cpu")
+        classifiers.classifier_steps(
+            classifiers.ClassifierRequest(data="digits", out=tmp_path / "parts", epochs=0.75, seed=1, device="cpu")
+        )
 
 
 def test_saved_and_loaded_is_the_same_to_the_bit(tmp_path: Path):
@@ -138,17 +151,19 @@ def test_training_refuses_what_it_cannot_learn(tmp_path: Path):
     digits = load("digits")
     unlabelled = ImageSet(digits.images[:60], None, (), "bare", "train")
     with pytest.raises(InputError, match="no labels"):
-        classifiers.training_steps(unlabelled, tmp_path / "a")
+        classifiers.classifier_steps(classifiers.ClassifierRequest(data=unlabelled, out=tmp_path / "a"))
     with pytest.raises(InputError, match=r"unknown network 'convnett'.*did you mean 'convnet'"):
-        classifiers.training_steps("digits", tmp_path / "a", network="convnett")
+        classifiers.classifier_steps(
+            classifiers.ClassifierRequest(data="digits", out=tmp_path / "a", network="convnett")
+        )
     with pytest.raises(InputError, match="leaves no time"):
-        classifiers.training_steps("digits", tmp_path / "a", minutes=0)
+        classifiers.classifier_steps(classifiers.ClassifierRequest(data="digits", out=tmp_path / "a", minutes=0))
     with pytest.raises(InputError, match="shift 8"):
-        classifiers.training_steps("digits", tmp_path / "a", shift=8)
+        classifiers.classifier_steps(classifiers.ClassifierRequest(data="digits", out=tmp_path / "a", shift=8))
     assert not (tmp_path / "a").exists()
     (tmp_path / "b").write_text("")
     with pytest.raises(InputError, match="is a file"):
-        classifiers.training_steps("digits", tmp_path / "b")
+        classifiers.classifier_steps(classifiers.ClassifierRequest(data="digits", out=tmp_path / "b"))
 
 
 def test_an_image_set_is_divided(tmp_path: Path):

@@ -104,9 +104,9 @@ def test_train_says_what_comes_next(sfumato: Command, inside: Path) -> None:
     assert (inside / "a run" / "model.safetensors").read_bytes() == model
     # A larger budget goes on.
     more = sfumato(*command, "--steps", "3", "--json")
-    assert "going on after step 2" in more.err
+    assert "resumed after step 2" in more.err
     result = json.loads(more.out)
-    assert result["step"] == 3 and result["model"] == "a run" and len(result["stage_losses"]) == 2
+    assert result["step"] == 3 and result["model"] == "a run" and len(result["losses"]) == 2
 
 
 def test_settings_and_size_arrive(sfumato: Command, inside: Path) -> None:
@@ -144,23 +144,23 @@ def test_an_interrupted_training_goes_on(sfumato: Command, inside: Path) -> None
     # Where it goes on is at most one step from where it said (the signal may come between a step and its report).
     resumed = sfumato(*words[:-1], str(step + 3), "--json")
     assert resumed.status == 0, resumed.err
-    found = resumed.err.split("going on after step ")[1].split("\n")[0]
+    found = resumed.err.split("resumed after step ")[1].split("\n")[0]
     assert int(found.replace(",", "")) in (step, step + 1)
     assert json.loads(resumed.out)["step"] == step + 3
 
 
 def progress(**changes: Any) -> Any:
-    from sfumato.training import Progress
+    from sfumato.engine import Progress
 
     values = {
-        "step": 120, "images": 7_000, "seconds": 30.0, "loss": 0.6, "stage_losses": (0.1, 0.2, 0.3),
+        "step": 120, "images": 7_000, "epoch": 0.0, "seconds": 30.0, "loss": 0.6, "losses": (0.1, 0.2, 0.3),
         "images_per_second": 4321.4, "fraction": 0.25, "skipped": 0, "learning_rate": 1e-3,
     }  # fmt: skip
     return Progress(**(values | changes))
 
 
 def test_time_left_counts_this_session_only() -> None:
-    from sfumato.cli.train import TrainingDisplay, clock
+    from sfumato.cli.training import TrainingDisplay, clock
 
     display = TrainingDisplay("title")
     first = display.first = progress(seconds=100.0, fraction=0.5)  # of a run that goes on at half its budget
@@ -168,18 +168,18 @@ def test_time_left_counts_this_session_only() -> None:
     # 10 s for 5% of the budget: 45% more take 90 s.
     assert display.left(progress(seconds=110.0, fraction=0.55)) == "1:30"
     text = display.text(progress(seconds=110.0, fraction=0.55))
-    assert text == "1:30 left, loss 0.600 (stages 0.100 0.200 0.300), 4,321 images/s, step 120"
+    assert text == "1:30 left, loss 0.600 (0.100 0.200 0.300), 4,321 images/s, step 120"
     assert [clock(s) for s in (0, 59.6, 125, 3725)] == ["0:00", "1:00", "2:05", "1:02:05"]
 
 
 def test_a_line_every_ten_seconds_where_there_is_no_terminal(
     capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from sfumato.cli import train
+    from sfumato.cli import training
 
     now = [0.0]
-    monkeypatch.setattr(train.time, "monotonic", lambda: now[0])
-    with train.TrainingDisplay("title") as display:
+    monkeypatch.setattr(training.time, "monotonic", lambda: now[0])
+    with training.TrainingDisplay("title") as display:
         for step in range(1, 26):
             now[0] = float(step)
             display.update(progress(step=step, fraction=step / 100, seconds=float(step)))
@@ -189,12 +189,12 @@ def test_a_line_every_ten_seconds_where_there_is_no_terminal(
 
 
 def test_a_bar_on_a_terminal(monkeypatch: pytest.MonkeyPatch) -> None:
-    from sfumato.cli import train
+    from sfumato.cli import training
 
     screen = io.StringIO()
     console = Console(file=screen, force_terminal=True, width=70, color_system=None)
-    monkeypatch.setattr(train, "stderr", lambda: console)
-    with train.TrainingDisplay("title") as display:
+    monkeypatch.setattr(training, "stderr", lambda: console)
+    with training.TrainingDisplay("title") as display:
         display.update(progress(fraction=0.25, seconds=10.0))
         display.update(progress(fraction=0.5, seconds=20.0))
     drawn = screen.getvalue().replace("\r", "\n").split("\n")

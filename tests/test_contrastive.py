@@ -18,6 +18,7 @@ from helpers.text_models import save_bert, save_clip_pair, save_t5
 from sfumato.conditions.image import CLIP_MEAN, CLIP_STD, ConvEncoder, ImageTextModel, find_image_text
 from sfumato.core.errors import InputError
 from sfumato.data import ImageSet
+from sfumato.engine import Budget
 from sfumato.training.contrastive import Truth, augment, contrastive_loss, contrastive_steps
 
 
@@ -140,7 +141,7 @@ def test_small_and_flat_images_have_right_gradients(size: tuple[int, int]):
 def run(bert: str, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A short training on coloured squares. Not to be written to."""
     out = tmp_path_factory.mktemp("embedding") / "run"
-    for _ in contrastive_steps(squares(), out, text=bert, steps=40, device="cpu"):
+    for _ in contrastive_steps(squares(), out, Budget(steps=40), text=bert, device="cpu"):
         pass
     return out
 
@@ -162,24 +163,24 @@ def test_texts_do_not_depend_on_their_neighbours(run: Path):
 
 
 def test_going_on_gives_the_same_weights(bert: str, run: Path, tmp_path: Path):
-    with closing(contrastive_steps(squares(), tmp_path, text=bert, steps=40, device="cpu")) as steps:  # type: ignore[type-var]
+    with closing(contrastive_steps(squares(), tmp_path, Budget(steps=40), text=bert, device="cpu")) as steps:  # type: ignore[type-var]
         for _ in range(17):
             next(steps)
-    assert len(list(contrastive_steps(squares(), tmp_path, text=bert, steps=40, device="cpu"))) == 40 - 17
+    assert len(list(contrastive_steps(squares(), tmp_path, Budget(steps=40), text=bert, device="cpu"))) == 40 - 17
     whole, stopped = (load_file(folder / "model.safetensors") for folder in (run, tmp_path))
     assert whole.keys() == stopped.keys() and all(torch.equal(whole[key], stopped[key]) for key in whole)
-    assert list(contrastive_steps(squares(), tmp_path, text=bert, steps=40, device="cpu")) == []
+    assert list(contrastive_steps(squares(), tmp_path, Budget(steps=40), text=bert, device="cpu")) == []
     with pytest.raises(InputError, match="another run"):
-        contrastive_steps(squares(seed=1), tmp_path, text=bert, steps=40, device="cpu")
+        contrastive_steps(squares(seed=1), tmp_path, Budget(steps=40), text=bert, device="cpu")
 
 
 def test_nothing_to_tell_apart_is_refused(bert: str, tmp_path: Path):
     data = squares()
     bare = ImageSet(data.images, None, (), "bare", "train")
     with pytest.raises(InputError, match="bare has no captions"):
-        contrastive_steps(bare, tmp_path / "run", text=bert, steps=1)
+        contrastive_steps(bare, tmp_path / "run", Budget(steps=1), text=bert)
     with pytest.raises(InputError, match="2 or more"):
-        contrastive_steps(squares(1), tmp_path / "run", text=bert, steps=1)
+        contrastive_steps(squares(1), tmp_path / "run", Budget(steps=1), text=bert)
     assert not (tmp_path / "run").exists()
 
 

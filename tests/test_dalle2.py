@@ -6,6 +6,7 @@ import json
 import shutil
 from contextlib import closing
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -26,13 +27,14 @@ from sfumato.conditions import Kinds
 from sfumato.conditions.image import TransformersClip
 from sfumato.core.errors import InputError
 from sfumato.data import ImageSet
-from sfumato.engine.budget import Budget
+from sfumato.engine import Budget, train_steps
 from sfumato.film import film
-from sfumato.recipes import RECIPES
+from sfumato.recipes import RECIPES, prior_training
 from sfumato.recipes.dalle2 import DallE2, slerp
 from sfumato.recipes.dalle2_training import SPREAD, Embeddings
-from sfumato.recipes.prior import Prior, PriorRun, sample_vectors
-from sfumato.training.small import small_steps
+from sfumato.recipes.prior import Prior, sample_vectors
+from sfumato.recipes.prior_training import Pairs, PriorObjective
+from sfumato.training import TrainingRequest
 
 SIDE = 16
 STEPS = {"embedding": 18, "prior": 27, "decoder": 135}  # of 180, by the shares
@@ -82,17 +84,21 @@ class Store:
         return Latents(torch.zeros(0), torch.zeros(0), torch.stack([self.vectors[text] for text in texts]))
 
 
-def test_a_trained_prior_gives_the_mean_of_what_a_text_stands_for():
+def test_a_trained_prior_gives_the_mean_of_what_a_text_stands_for(monkeypatch: pytest.MonkeyPatch):
     # Four texts; the embeddings of each are spread about a point of its own.
     centres = F.normalize(normal(4, 6, seed=3).float(), dim=1)
     embeddings = F.normalize(centres.repeat(64, 1) + 0.15 * normal(256, 6, seed=4).float(), dim=1)
     texts = ["one", "two", "three", "four"]
     points = dict(zip(texts, F.normalize(normal(4, 6, seed=5).float(), dim=1), strict=True))
     store: Any = Store(dict(zip(texts, normal(4, 5, seed=6).float(), strict=True)))
+    monkeypatch.setattr(prior_training, "LatentStore", lambda *_: store)
+    embedding: Any = SimpleNamespace(texts=lambda names: torch.stack([points[name] for name in names]))
+    blank = np.zeros((256, 4, 4, 1), np.uint8)
+    data = ImageSet(blank, None, (), "made", "train", tuple((texts[i % 4],) for i in range(256)))
     torch.manual_seed(0)
     prior = Prior(6, 5, hidden=48, blocks=2)
-    run = PriorRun(prior, embeddings, tuple((texts[i % 4],) for i in range(256)), points, store, 0)
-    for _ in small_steps(run, Budget(steps=400)):
+    objective = PriorObjective(prior, Pairs(data, embeddings, embedding, reader=None))  # type: ignore[arg-type]
+    for _ in train_steps(objective, Budget(steps=400)):
         pass
     prior.eval()
     noise = normal(4 * 200, 1, 6, seed=7).float()
@@ -161,7 +167,7 @@ def squares(count: int = 12, side: int = SIDE, seed: int = 0) -> ImageSet:
 
 def start(out: Path, text: str, steps: int = 180, data: ImageSet | None = None, **settings: str) -> Any:
     chosen = {**TINY, "batch": "8", "text": text, **settings}
-    return RECIPES["dalle2"](data or squares(), out, steps=steps, settings=chosen, device="cpu")
+    return RECIPES["dalle2"](TrainingRequest(data or squares(), out, steps=steps, settings=chosen, device="cpu"))
 
 
 def tensors(out: Path) -> dict[str, Tensor]:

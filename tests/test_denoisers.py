@@ -6,6 +6,7 @@ from typing import Any
 
 import pytest
 import torch
+from sfumato.training.objective import measure
 from torch import Tensor
 
 from sfumato.conditions import Condition, Kinds
@@ -14,7 +15,6 @@ from sfumato.core.errors import InputError
 from sfumato.denoisers import NETWORKS, Denoiser
 from sfumato.denoisers.unet import _places
 from sfumato.ladder import Ladder, coarse
-from sfumato.training.objective import measure
 
 SMALL: dict[str, dict[str, Any]] = {
     "unet": {"channels": (16, 16), "blocks": (1, 1), "width": 32},

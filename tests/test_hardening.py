@@ -14,18 +14,19 @@ from torch import Tensor, nn
 
 from helpers.classifiers import DIGITS, images, random_linear, same
 from helpers.generators import saved_generator
-from sfumato.classifiers import NETWORKS, Classifier, load_classifier, read_description, save_classifier
-from sfumato.classifiers.run import Moment, Network
+from sfumato.classifiers import NETWORKS, Classifier, load_classifier, match_labels, read_description, save_classifier
+from sfumato.classifiers.objective import Network
 from sfumato.core import checkpoint
 from sfumato.core.errors import InputError
 from sfumato.data import ImageSet, load
 from sfumato.defences.hardening import adversarial_training as at
 from sfumato.defences.hardening import harden as hardening
 from sfumato.defences.hardening.adversarial_training import METHODS, NOISY, Threat, maximise, trades_loss
+from sfumato.engine import Moment, Trainer
 from sfumato.engine.resume import STATE
 from sfumato.generator import Generator
 
-DONE = Moment(seed=3, fraction=1.0)  # eps is what it is to be
+DONE = Moment(0, 1.0, seed=3)  # eps is what it is to be
 
 
 @pytest.fixture(scope="module")
@@ -79,7 +80,7 @@ def test_the_inner_maximisation_leaves_the_module_as_it_was() -> None:
 
 def test_eps_rises_to_what_it_is_to_be() -> None:
     threat = Threat("Linf", 0.1)
-    rising = [threat.at(Moment(0, fraction)) for fraction in (0.0, 0.5 * at.WARMUP, at.WARMUP, 1.0)]
+    rising = [threat.at(Moment(0, fraction, 0)) for fraction in (0.0, 0.5 * at.WARMUP, at.WARMUP, 1.0)]
     assert rising == pytest.approx([0, 0.05, 0.1, 0.1])
 
 
@@ -135,32 +136,32 @@ def test_trades_is_its_formula() -> None:
 # -- a run --------------------------------------------------------------------------------------------------------------
 
 
-def made(clf: Classifier, method: str, eps: float = 0.1) -> hardening.HardeningRun:
-    """A run in memory, on digits."""
-    from sfumato.classifiers import match_labels
-    from sfumato.classifiers.training import described
-
-    data = load("digits")
-    told = {**described(data, 0), "hardening": {"method": method}, "from": "here"}
-    return hardening.HardeningRun(data, match_labels(clf, data), hardening._copy(clf), told, Threat("Linf", eps, 1))
+def made(clf: Classifier, method: str, eps: float = 0.1) -> tuple[hardening.HardeningObjective, Trainer]:
+    """A training in memory, on digits."""
+    request = hardening.HardeningRequest(classifier=clf, data="digits", out="", method=method, eps=eps, steps=1, seed=0)
+    data = request.divided()
+    labels, settings = match_labels(clf, data.train), request.settings(data.train)
+    copied = hardening.trainable_copy(clf)
+    objective = hardening.HardeningObjective(data, labels, copied, settings, request.threat)
+    return objective, Trainer(objective, 0)
 
 
 def test_weights_are_averaged_and_statistics_measured(clf: Classifier) -> None:
     """The average in closed form: weights of step i count (i + 1) (i + 2) ... (i + 9) relatively; statistics are theirs."""
-    run = made(clf, "pgd", 1e-3)
-    path = [run.module.get_parameter("head.weight").detach().clone()]
+    run, trainer = made(clf, "pgd", 1e-3)
+    path = [run.network.get_parameter("head.weight").detach().clone()]
     for i in range(6):
-        run.advance(0.3 + i / 10)
-        path.append(run.module.get_parameter("head.weight").detach().clone())
+        trainer.advance(0.3 + i / 10)
+        path.append(run.network.get_parameter("head.weight").detach().clone())
     shares = [math.prod((1 + t) / (10 + t) for t in range(i + 1, 7)) * (9 / (10 + i) if i else 1) for i in range(7)]
     assert sum(shares) == pytest.approx(1)
     expected = sum(share * weight for share, weight in zip(shares, path, strict=True))
-    torch.testing.assert_close(run.average["head.weight"], expected)
-    raw = {name: tensor.clone() for name, tensor in run.module.state_dict().items()}
+    torch.testing.assert_close(run.average.averages["head.weight"], expected)
+    raw = {name: tensor.clone() for name, tensor in run.network.state_dict().items()}
     averaged = run.finished().module
     assert averaged is not None and not averaged.training
     torch.testing.assert_close(averaged.get_parameter("head.weight"), expected)
-    assert all(torch.equal(raw[name], tensor) for name, tensor in run.module.state_dict().items())  # the run goes on
+    assert all(torch.equal(raw[name], tensor) for name, tensor in run.network.state_dict().items())  # the run goes on
     # The first layer's statistics are those of what it gives with the averaged weights, for images as good as not perturbed.
     rows = torch.arange(1000)
     x = run.classifier.preprocess(run.data.pixels(rows))
@@ -190,32 +191,32 @@ def test_accuracies_tell_one_step_from_several() -> None:
 
 
 def test_the_guard_goes_back_and_on_with_pgd(clf: Classifier, monkeypatch: pytest.MonkeyPatch) -> None:
-    run = made(clf, "fast")
+    run, trainer = made(clf, "fast")
     assert len(run.guarded) == 128 and not set(run.guarded.tolist()) & set(run.rows.tolist())
     answers = [(0.6, 0.55), (0.5, 0.52), (0.6, 0.47), (0.9, 0.1)]  # the third slides, and is nothing to go back to
     monkeypatch.setattr(hardening, "GUARD_EVERY", 2)
     monkeypatch.setattr(hardening, "accuracies", lambda *_: answers.pop(0))
     kept: dict[str, Tensor] = {}
     for i in range(8):
-        run.advance(0.5)
+        trainer.advance(0.5)
         if i == 3:
-            kept = {**run.module.state_dict(), **{f"average.{k}": v for k, v in run.average.items()}}
+            kept = {**run.network.state_dict(), **run.average.tensors()}
             kept = {name: tensor.clone() for name, tensor in kept.items()}
-            assert run.objective is not None and not run.collapsed_at and run.remark == ""
+            assert not run.collapsed_at and trainer.remark == ""
     assert run.collapsed_at == 8 and not answers
-    assert "catastrophic overfitting after step 8" in run.remark and "on with PGD of 1 steps" in run.remark
-    now = {**run.module.state_dict(), **{f"average.{k}": v for k, v in run.average.items()}}
+    assert "catastrophic overfitting after step 8" in trainer.remark and "on with PGD of 1 steps" in trainer.remark
+    now = {**run.network.state_dict(), **run.average.tensors()}
     assert all(torch.equal(kept[name], tensor) for name, tensor in now.items() if "num_batches" not in name)
-    assert not run.optimizer.state
-    run.advance(0.6)
-    assert run.remark == "" and run.notes()["collapsed_at"] == 8
-    again = made(clf, "fast")
-    again.restore({name: tensor.clone() for name, tensor in run.tensors().items()}, run.numbers())
-    for each in (run, again):  # the cure is remembered
+    assert not run.optimizers[0].state
+    trainer.advance(0.6)
+    assert trainer.remark == "" and run.notes()["collapsed_at"] == 8
+    again, resumed = made(clf, "fast")
+    resumed.restore({name: tensor.clone() for name, tensor in trainer.tensors().items()}, trainer.numbers())
+    for each in (trainer, resumed):  # the cure is remembered
         each.advance(0.7)
     assert all(
         torch.equal(a, b)
-        for a, b in zip(run.module.state_dict().values(), again.module.state_dict().values(), strict=True)
+        for a, b in zip(run.network.state_dict().values(), again.network.state_dict().values(), strict=True)
     )
 
 
@@ -239,11 +240,17 @@ def test_a_stopped_hardening_ends_with_the_same_weights(
         else None,
     }
     whole = hardening.harden(clf, "digits", tmp_path / "whole", **how)
-    for progress in hardening.hardening_steps(clf, "digits", tmp_path / "parts", **how):
+    for progress in hardening.hardening_steps(
+        hardening.HardeningRequest(classifier=clf, data="digits", out=tmp_path / "parts", **how)
+    ):
         if progress.step == 4:
             break  # what is left of the generator is closed: as after Ctrl-C
     assert (tmp_path / "parts" / STATE).exists() and not (tmp_path / "parts" / checkpoint.MODEL).exists()
-    steps = list(hardening.hardening_steps(clf, "digits", tmp_path / "parts", **how))
+    steps = list(
+        hardening.hardening_steps(
+            hardening.HardeningRequest(classifier=clf, data="digits", out=tmp_path / "parts", **how)
+        )
+    )
     assert steps[0].step == 5
     assert same(whole, load_classifier(tmp_path / "parts", "cpu")) and not same(whole, clf)
     assert all(torch.equal(before[name], t) for name, t in clf.module.state_dict().items())  # type: ignore[union-attr]
@@ -252,7 +259,9 @@ def test_a_stopped_hardening_ends_with_the_same_weights(
     assert notes.get("noise") == (0.2 if method in NOISY else None)
     assert ("denoiser" in notes["hardening"]) == (method == "denoised") and "generated" not in notes
     with pytest.raises(InputError, match=r"eps was 0\.2, now 0\.3"):
-        hardening.hardening_steps(clf, "digits", tmp_path / "parts", **{**how, "eps": 0.3})
+        hardening.hardening_steps(
+            hardening.HardeningRequest(classifier=clf, data="digits", out=tmp_path / "parts", **{**how, "eps": 0.3})
+        )
 
 
 def test_method_denoised_trains_on_what_the_denoiser_makes_of_noise(tmp_path: Path, clf: Classifier) -> None:
@@ -279,7 +288,13 @@ def test_method_denoised_trains_on_what_the_denoiser_makes_of_noise(tmp_path: Pa
     accuracy = []
     for place, denoise in enumerate((blind, nearest_image)):
         model.denoise = denoise  # type: ignore[method-assign, assignment]
-        accuracy.append([*hardening.hardening_steps(clf, "digits", tmp_path / str(place), **how, shift=0)][-1].accuracy)
+        accuracy.append(
+            [
+                *hardening.hardening_steps(
+                    hardening.HardeningRequest(classifier=clf, data="digits", out=tmp_path / str(place), **how, shift=0)
+                )
+            ][-1].metrics["accuracy"]
+        )
     assert accuracy[0] < 0.3 and accuracy[1] > 0.9
     assert set(sigmas) == {0.2}  # half of eps
 
@@ -307,14 +322,18 @@ def test_method_denoised_trains_on_what_the_denoiser_makes_of_noise(tmp_path: Pa
 )
 def test_settings_that_cannot_be(tmp_path: Path, clf: Classifier, settings: dict[str, Any], sentence: str) -> None:
     with pytest.raises(InputError, match=sentence):
-        hardening.hardening_steps(clf, "digits", tmp_path / "new", **settings)
+        hardening.hardening_steps(
+            hardening.HardeningRequest(classifier=clf, data="digits", out=tmp_path / "new", **settings)
+        )
     assert not (tmp_path / "new").exists()
 
 
 def test_data_generators_and_classifiers_that_do_not_fit(tmp_path: Path, clf: Classifier) -> None:
     def refused(sentence: str, data: Any = "digits", classifier: Classifier = clf, **how: Any) -> None:
         with pytest.raises(InputError, match=sentence):
-            hardening.hardening_steps(classifier, data, tmp_path / "new", **how)
+            hardening.hardening_steps(
+                hardening.HardeningRequest(classifier=classifier, data=data, out=tmp_path / "new", **how)
+            )
         assert not (tmp_path / "new").exists()
 
     digits = load("digits")
@@ -345,7 +364,7 @@ def test_data_generators_and_classifiers_that_do_not_fit(tmp_path: Path, clf: Cl
 def test_a_folder_of_something_else_is_kept(tmp_path: Path, clf: Classifier) -> None:
     save_classifier(tmp_path / "plain", clf)
     with pytest.raises(InputError, match="holds a model but no train_state"):
-        hardening.hardening_steps(clf, "digits", tmp_path / "plain")
+        hardening.hardening_steps(hardening.HardeningRequest(classifier=clf, data="digits", out=tmp_path / "plain"))
     (tmp_path / "file").write_text("")
     with pytest.raises(InputError, match="is a file"):
-        hardening.hardening_steps(clf, "digits", tmp_path / "file")
+        hardening.hardening_steps(hardening.HardeningRequest(classifier=clf, data="digits", out=tmp_path / "file"))

@@ -136,15 +136,15 @@ def test_a_killed_hardening_goes_on(sfumato: Command, inside: Path, clf: Path, m
     ]
     program = """
 import os, signal, sys, torch
-import sfumato.classifiers.training as training, sfumato.defences.hardening.generated as generated
+import sfumato.engine.loop as loop, sfumato.defences.hardening.generated as generated
 from sfumato.cli import main
-training.CHECKPOINT_SECONDS, save, saved = 0.0, training._save, []
-def save_and_die(run, out):
-    save(run, out)
-    saved.append(run.step)
+loop.CHECKPOINT_SECONDS, save, saved = 0.0, loop.RunFolder.save, []
+def save_and_die(folder, trainer):
+    save(folder, trainer)
+    saved.append(trainer.step)
     if len(saved) == 3:
         os.kill(os.getpid(), signal.SIGKILL)
-training._save = save_and_die
+loop.RunFolder.save = save_and_die
 generated.surest = lambda _, images, labels: (torch.arange(len(images)), labels, len(images))
 main(sys.argv[1:])
 """
@@ -159,7 +159,7 @@ main(sys.argv[1:])
     assert made.status == 0, made.err
     assert "there is no picture of the boundaries: it was not asked for" in made.err
     assert not (inside / "clf2" / "boundary.png").exists()
-    assert "31% of each batch generated" in made.out and "going on after step 3" in made.err
+    assert "31% of each batch generated" in made.out and "resumed after step 3" in made.err
     assert (inside / "clf2" / generated.FILE).read_bytes() == drawn
 
 

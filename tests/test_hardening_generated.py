@@ -13,13 +13,14 @@ from torch import Tensor
 from helpers.classifiers import DIGITS, same
 from helpers.generators import saved_generator
 from sfumato.classifiers import NETWORKS, Classifier, read_description
-from sfumato.classifiers.run import Moment, Network
+from sfumato.classifiers.objective import Network
 from sfumato.core import checkpoint
 from sfumato.core.errors import InputError
 from sfumato.defences.hardening import adversarial_training as at
 from sfumato.defences.hardening import generated
 from sfumato.defences.hardening import harden as hardening
 from sfumato.defences.hardening.adversarial_training import METHODS, Threat
+from sfumato.engine import Moment
 from sfumato.generator import Generator
 
 
@@ -113,7 +114,7 @@ def test_a_share_of_each_batch_is_generated(tmp_path: Path, painter: Painter, mo
     def watched(threat: Threat) -> Callable[..., tuple[Tensor, Tensor]]:
         def objective(network: Network, x: Tensor, y: Tensor, moment: Moment) -> tuple[Tensor, Tensor]:
             seen.append((x, y))
-            return at.plain(network, x, y, moment)
+            return at.standard(network, x, y, moment)
 
         return objective
 
@@ -131,10 +132,16 @@ def test_a_share_of_each_batch_is_generated(tmp_path: Path, painter: Painter, mo
         notes["generated"]["share"] == pytest.approx(0.4, abs=0.01)
         and notes["generated"]["kept"] == notes["generated"]["drawn"] > 0
     )
-    steps = hardening.hardening_steps(clf, "digits", tmp_path / "parts", **how)
+    steps = hardening.hardening_steps(
+        hardening.HardeningRequest(classifier=clf, data="digits", out=tmp_path / "parts", **how)
+    )
     next(steps)
     steps.close()  # type: ignore[attr-defined]
     monkeypatch.setattr(Painter, "sample", None)  # what was drawn is there
     with pytest.raises(InputError, match=r"--minutes 1e-09 leave no time to train after .* generated images took"):
-        hardening.hardening_steps(clf, "digits", tmp_path / "parts", **{**how, "epochs": None, "minutes": 1e-9})
+        hardening.hardening_steps(
+            hardening.HardeningRequest(
+                classifier=clf, data="digits", out=tmp_path / "parts", **{**how, "epochs": None, "minutes": 1e-9}
+            )
+        )
     assert same(whole, hardening.harden(clf, "digits", tmp_path / "parts", **how))

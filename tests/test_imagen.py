@@ -17,7 +17,7 @@ from safetensors.torch import load_file
 
 from helpers.commands import Command
 from helpers.oracles import TINY, pictures
-from sfumato import recipes, training_steps
+from sfumato import TrainingRequest, recipes, training_steps
 from sfumato.core.errors import InputError
 from sfumato.data import ImageSet
 from sfumato.film import film
@@ -50,7 +50,7 @@ def bert(tmp_path_factory: pytest.TempPathFactory) -> str:
 
 def start(data: ImageSet, out: Path, recipe: str = "cascade", **how: Any) -> Iterator[Progress]:
     how = {"steps": 8, "device": "cpu", **how, "settings": {**SETTINGS, **how.get("settings", {})}}
-    return RECIPES[recipe](data, out, **how)
+    return RECIPES[recipe](TrainingRequest(data, out, **how))
 
 
 def finish(data: ImageSet, out: Path, recipe: str = "cascade", **how: Any) -> list[Progress]:
@@ -94,7 +94,11 @@ def test_imagen_draws_with_its_own_guidance(imagen_run: Path):
 
 
 def test_imagen_changes_the_sampling_not_the_training(imagen_run: Path, bert: str, tmp_path: Path):
-    list(training_steps(captioned(), tmp_path / "plain", steps=8, device="cpu", settings={**SETTINGS, "text": bert}))
+    list(
+        training_steps(
+            TrainingRequest(captioned(), tmp_path / "plain", steps=8, device="cpu", settings={**SETTINGS, "text": bert})
+        )
+    )
     assert_same(imagen_run, tmp_path / "plain")
     assert Generator.from_pretrained(tmp_path / "plain", "cpu").default_guidance.threshold == 0
 
@@ -109,7 +113,7 @@ def test_another_guidance_is_no_other_run(bert: str, tmp_path: Path):
 @pytest.mark.parametrize(
     ("data", "settings", "said"),
     [
-        (pictures(size=(16, 16)), {}, "imagen draws from texts, but bars has no captions"),
+        (pictures(size=(16, 16)), {}, "imagen is conditioned on text, but bars has no captions"),
         (captioned(), {"drop": "0"}, "guides its samples, which drop=0 makes impossible"),
         (captioned(), {"drop": " 0.00"}, "guides its samples, which drop=0 makes impossible"),
         (captioned(), {"threshold": "2"}, "threshold=2.0 is impossible"),
@@ -147,8 +151,8 @@ def test_each_model_is_a_run_of_its_own(run: Path):
 def test_the_budget_is_shared_by_the_rule(tmp_path: Path):
     data = pictures(size=(64, 64), count=8, channels=3)
     settings = {"channels": "16", "blocks": "1", "patch": "8", "width": "16", "batch": "2"}
-    log = list(RECIPES["cascade"](data, tmp_path / "run", steps=8, device="cpu", settings=settings))
-    assert [getattr(p, "part", "") for p in log] == ["base"] * 4 + ["up-1"] * 2 + ["up-2"] * 2
+    log = list(RECIPES["cascade"](TrainingRequest(data, tmp_path / "run", steps=8, device="cpu", settings=settings)))
+    assert [p.part for p in log] == ["base"] * 4 + ["up-1"] * 2 + ["up-2"] * 2
     assert [p.fraction for p in log] == pytest.approx([i / 8 for i in range(1, 9)])
     assert [model.ladder.size for model in recipes.load(tmp_path / "run", "cpu").models] == [
         (16, 16),
@@ -162,9 +166,9 @@ def test_no_step_is_lost_in_sharing(steps: int, count: int):
     from sfumato.engine.budget import Budget
 
     for name in ("steps", "images"):
-        parts = [part[name] for part in cascade_training._shared(Budget(**{name: steps}), count)]
+        parts = [getattr(part, name) for part in cascade_training._shared(Budget(**{name: steps}), count)]
         assert sum(parts) == steps and min(parts) >= 1 and abs(parts[0] - steps / 2) <= 1
-    minutes = [part["minutes"] for part in cascade_training._shared(Budget(minutes=6.0), count)]
+    minutes = [part.minutes for part in cascade_training._shared(Budget(minutes=6.0), count)]
     assert minutes == pytest.approx([3.0, *[3 / (count - 1)] * (count - 1)])
 
 
@@ -312,7 +316,7 @@ def test_texts(bert: str, tmp_path: Path):
         ((16, 16), {"settings": {"up-1.stages": "2"}}, "stages= does not fit a cascade"),
         ((16, 16), {"settings": {"up1.batch": "2"}}, "'up1.batch' names no model of this cascade: did you mean 'up-1'"),
         ((16, 16), {"settings": {"bacth": "2"}}, "unknown setting 'bacth': did you mean 'batch'"),
-        ((16, 16), {"settings": {"up-1.text": "other"}}, "are told the same, but text= is minilm and other"),
+        ((16, 16), {"settings": {"up-1.text": "other"}}, "share one text encoder, but text= is minilm and other"),
         ((16, 16), {"steps": 1}, "--steps 1 cannot be shared over 2 models: give 2 or more"),
         ((16, 16), {"steps": 0}, "--steps 0 leaves no time to train"),
         ((16, 16), {"steps": 4, "images": 4}, "the budget was given as images and steps"),

@@ -14,8 +14,9 @@ from helpers.oracles import TINY, GaussianImages
 from sfumato.conditions import Condition, Kinds
 from sfumato.config import Config
 from sfumato.denoisers import Denoiser
+from sfumato.engine.average import gamma_of_width
 from sfumato.ladder import WEIGHTS, Ladder, coarse
-from sfumato.training.objective import draw_levels, gamma_of_width, measure, stage_loss
+from sfumato.training.loss import draw_levels, measure, stage_loss
 
 
 def config_of(**settings: str) -> Config:

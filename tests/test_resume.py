@@ -20,8 +20,9 @@ from helpers.oracles import pictures
 from helpers.runs import SETTINGS, STEPS, start
 from sfumato.core import checkpoint
 from sfumato.core.errors import InputError
-from sfumato.training import Progress, loop, train
-from sfumato.training.run import Run
+from sfumato.engine import Average, Progress, loop
+from sfumato.training import train
+from sfumato.training.denoising import DenoisingObjective
 
 
 def finish(out: Path, **how: Any) -> list[Progress]:
@@ -110,20 +111,28 @@ def test_stopped_again_and_again_is_the_same_to_the_bit(tmp_path: Path, whole: P
     assert_same(tmp_path, whole)
 
 
-@pytest.mark.parametrize(("method", "at"), [("_batch", 1), ("_batch", 4), ("_average", 4), ("learning_rate", 4)])
+@pytest.mark.parametrize(
+    ("owner", "method", "at"),
+    [
+        (DenoisingObjective, "batch", 1),
+        (DenoisingObjective, "batch", 8),
+        (Average, "update", 4),
+        (DenoisingObjective, "learning_rate", 4),
+    ],
+)
 def test_interrupted_within_a_step_is_the_same_to_the_bit(
-    tmp_path: Path, whole: Path, monkeypatch: pytest.MonkeyPatch, method: str, at: int
+    tmp_path: Path, whole: Path, monkeypatch: pytest.MonkeyPatch, owner: Any, method: str, at: int
 ):
     """Ctrl-C can fall anywhere, between the update of the weights and of their average too."""
-    true = getattr(Run, method)
+    true, calls = getattr(owner, method), iter(range(1, 10**6))
 
-    def interrupt(run: Run, *arguments: Any) -> Any:
-        if run.step == at - 1:
+    def interrupt(*arguments: Any) -> Any:
+        if next(calls) == at:
             raise KeyboardInterrupt
-        return true(run, *arguments)
+        return true(*arguments)
 
     with monkeypatch.context() as patched:
-        patched.setattr(Run, method, interrupt)
+        patched.setattr(owner, method, interrupt)
         with pytest.raises(KeyboardInterrupt):
             finish(tmp_path)
     assert finish(tmp_path)[-1].step == STEPS

@@ -141,7 +141,7 @@ def test_the_judge_knows_real_images_and_is_kept(cache: None, monkeypatch: pytes
     def refuse(*_: Any, **__: Any) -> None:
         raise AssertionError("trained again")
 
-    monkeypatch.setattr("sfumato.metrics.retrieval.contrastive.ContrastiveRun", refuse)
+    monkeypatch.setattr("sfumato.metrics.retrieval.contrastive.ContrastiveObjective", refuse)
     assert find_judge(train, torch.device("cpu")).space.digest == judge.space.digest
     assert FEATURES["image-text"](train, torch.device("cpu")).digest == judge.space.digest
     with pytest.raises(AssertionError, match="trained again"):

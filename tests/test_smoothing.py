@@ -382,9 +382,13 @@ def test_training_with_noise(tmp_path: Path):
         assert classifiers.read_description(out)["training"].get("noise", 0.0) == noise
     assert right[1] > right[0] + 0.1
     with pytest.raises(InputError, match=r"noise was 0\.4, now 0\.3"):
-        classifiers.training_steps("digits", tmp_path / "0.4", epochs=5, noise=0.3)
+        classifiers.classifier_steps(
+            classifiers.ClassifierRequest(data="digits", out=tmp_path / "0.4", epochs=5, noise=0.3)
+        )
     with pytest.raises(InputError, match=r"noise was 0\.4, now None"):
-        classifiers.training_steps("digits", tmp_path / "0.4", epochs=5)
+        classifiers.classifier_steps(classifiers.ClassifierRequest(data="digits", out=tmp_path / "0.4", epochs=5))
     for noise in (-0.1, float("nan")):
         with pytest.raises(InputError, match="give a standard deviation of 0 or more"):
-            classifiers.training_steps("digits", tmp_path / "new", epochs=5, noise=noise)
+            classifiers.classifier_steps(
+                classifiers.ClassifierRequest(data="digits", out=tmp_path / "new", epochs=5, noise=noise)
+            )

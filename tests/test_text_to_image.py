@@ -16,7 +16,7 @@ from sfumato.core.errors import InputError
 from sfumato.data import ImageSet
 from sfumato.generator import Generator
 from sfumato.guidance import Guidance
-from sfumato.training import train, training_steps
+from sfumato.training import TrainingRequest, train, training_steps
 
 
 @pytest.fixture(scope="module")
@@ -92,7 +92,7 @@ def test_the_saved_model_needs_nothing_else(run: Path, tmp_path: Path):
 def test_a_stopped_run_goes_on_to_the_same_weights(language_model: Path, tmp_path: Path):
     chosen = settings(language_model)
     train(squares(), tmp_path / "whole", steps=6, settings=chosen)
-    steps = training_steps(squares(), tmp_path / "stopped", steps=6, settings=chosen)
+    steps = training_steps(TrainingRequest(squares(), tmp_path / "stopped", steps=6, settings=chosen))
     for _ in range(3):
         next(steps)
     steps.close()  # type: ignore[attr-defined]

@@ -14,15 +14,15 @@ import torch
 from torch import Tensor
 
 from helpers.oracles import TINY, pictures
-from sfumato import training_steps
+from sfumato import TrainingRequest, training_steps
 from sfumato.conditions import Condition
 from sfumato.config import Config
 from sfumato.core.errors import InputError
-from sfumato.engine.budget import Budget
-from sfumato.training import Progress, loop, train
-from sfumato.training import run as run_module
-from sfumato.training.objective import gamma_of_width
-from sfumato.training.run import Run
+from sfumato.engine import Average, Budget, Moment, Progress, Trainer, loop
+from sfumato.engine.average import gamma_of_width, power_function
+from sfumato.engine.trainer import GIVE_UP
+from sfumato.training import denoising, train
+from sfumato.training.denoising import DenoisingObjective
 
 SETTINGS = {**TINY, "batch": "8"}
 CPU = torch.device("cpu")
@@ -32,13 +32,22 @@ def config_of(**settings: str) -> Config:
     return Config(stages=2).with_settings({**SETTINGS, **settings})
 
 
-def run_of(seed: int = 0, **settings: str) -> Run:
-    return Run(config_of(**settings), pictures(), CPU, seed)
+def objective_of(data: Any = None, **settings: str) -> DenoisingObjective:
+    return DenoisingObjective(config_of(**settings), pictures() if data is None else data, CPU, 0)
+
+
+def trainer_of(**settings: str) -> Trainer:
+    return Trainer(objective_of(**settings), 0)
+
+
+def averages(trainer: Trainer) -> dict[str, torch.nn.Parameter]:
+    assert trainer.objective.average is not None
+    return trainer.objective.average.averages
 
 
 def steps_of(out: Path, **how: Any) -> list[Progress]:
     how = {"settings": {**SETTINGS, **how.pop("settings", {})}, "device": "cpu", **how}
-    return list(training_steps(pictures(), out, **how))
+    return list(training_steps(TrainingRequest(pictures(), out, **how)))
 
 
 # -- batches -----------------------------------------------------------------------------------------------------------
@@ -46,8 +55,7 @@ def steps_of(out: Path, **how: Any) -> list[Progress]:
 
 def test_batches_are_images_with_their_labels():
     data = pictures()
-    run = Run(config_of(drop="0.3"), data, CPU, 0)
-    x, c = run._batch(400, torch.Generator().manual_seed(0))
+    x, c = objective_of(data, drop="0.3").batch(400, torch.Generator().manual_seed(0))
     assert c.label is not None and c.present is not None
     assert float((~c.present).float().mean()) == pytest.approx(0.3, abs=0.08)
     images = (2 * data.pixels(slice(None)) - 1).flatten(1)
@@ -60,8 +68,7 @@ def test_flips_mirror_half_of_the_images():
     data = pictures(count=8)
     data.images[:, :, :4] = 0  # dark on the left
     data.images[:, :, 4:] = 200
-    run = Run(config_of(flip="true"), data, CPU, 0)
-    x, _ = run._batch(400, torch.Generator().manual_seed(0))
+    x, _ = objective_of(data, flip="true").batch(400, torch.Generator().manual_seed(0))
     mirrored = x[:, 0, 0, 0] > x[:, 0, 0, -1]
     assert float(mirrored.float().mean()) == pytest.approx(0.5, abs=0.08)
 
@@ -71,7 +78,7 @@ def test_flips_mirror_half_of_the_images():
 
 @pytest.mark.parametrize("width", [0.05, 0.2])
 def test_average_is_the_closed_form(width: float):
-    run = run_of(ema=str(width))
+    run = trainer_of(ema=str(width))
     gamma = gamma_of_width(width)
     name = next(n for n in run.parameters if n.endswith("read.1.weight"))
     seen = []
@@ -82,49 +89,46 @@ def test_average_is_the_closed_form(width: float):
     shares = [(1 - keep[i]) * math.prod(keep[i + 1 :]) for i in range(8)]
     assert sum(shares) == pytest.approx(1)
     expected = sum(share * weight for share, weight in zip(shares, seen, strict=True))
-    torch.testing.assert_close(run.averages[name].detach(), expected, rtol=1e-4, atol=1e-6)
+    torch.testing.assert_close(averages(run)[name], expected, rtol=1e-4, atol=1e-6)
 
 
 def test_average_follows_a_power_function():
     """Weights 1, 2, 3, ... averaged: close to the integral of t * t^gamma."""
-    run = run_of(ema="0.1")
-    gamma = run.gamma
-    with torch.no_grad():
-        for i in range(1, 401):
-            for parameter in run.parameters.values():
-                parameter.fill_(float(i))
-            run.updates = i
-            run._average()
-    value = float(next(iter(run.averages.values())).flatten()[0])
+    network, gamma = torch.nn.Linear(1, 1), gamma_of_width(0.1)
+    average = Average(network, power_function(0.1))
+    for i in range(1, 401):
+        torch.nn.init.constant_(network.weight, float(i))
+        average.update(i)
+    value = float(average.averages["weight"])
     assert value == pytest.approx(400 * (gamma + 1) / (gamma + 2), rel=0.01)
 
 
 def test_learning_rate_rises_stays_and_falls():
-    run = run_of(learning_rate="0.01", warmup="0.1", decay="0.4")
-    rates = [run.learning_rate(f) for f in (0.0, 0.05, 0.1, 0.3, 0.6, 0.8, 0.9, 1.0, 1.5)]
+    objective = objective_of(learning_rate="0.01", warmup="0.1", decay="0.4")
+    rates = [objective.learning_rate(Moment(0, f, 0)) for f in (0.0, 0.05, 0.1, 0.3, 0.6, 0.8, 0.9, 1.0, 1.5)]
     assert 0 < rates[0] < 0.001
     assert rates[1] == pytest.approx(0.0051)
     assert rates[2:5] == pytest.approx([0.01] * 3)
     assert rates[5:] == pytest.approx([0.005, 0.0025, 0.0, 0.0])
-    run.rate_factor = 0.25
-    assert run.learning_rate(0.5) == pytest.approx(0.0025)
-    flat = run_of(learning_rate="0.01", warmup="0", decay="0")
-    assert [flat.learning_rate(f) for f in (0.0, 0.5, 1.0)] == pytest.approx([0.01] * 3)
+    flat = objective_of(learning_rate="0.01", warmup="0", decay="0")
+    assert [flat.learning_rate(Moment(0, f, 0)) for f in (0.0, 0.5, 1.0)] == pytest.approx([0.01] * 3)
 
 
 def test_learning_rate_reaches_the_optimiser():
-    run = run_of(learning_rate="0.01", warmup="0", decay="0.5")
-    run.advance(0.75)
-    for optimizer in run.optimizers:
-        assert all(g["lr"] == pytest.approx(0.005) for g in optimizer.param_groups)
+    run = trainer_of(learning_rate="0.01", warmup="0", decay="0.5")
+    for factor in (1.0, 0.25):
+        run.rate_factor = factor
+        run.advance(0.75)
+        for optimizer in run.objective.optimizers:
+            assert all(g["lr"] == pytest.approx(0.005 * factor) for g in optimizer.param_groups)
 
 
 @pytest.mark.parametrize("optimizer", ["adamw", "muon"])
 def test_each_optimiser_moves_every_weight(optimizer: str):
-    run = run_of(optimizer=optimizer, drop="0.5", batch="16")
+    run = trainer_of(optimizer=optimizer, drop="0.5", batch="16")
     before = {name: p.detach().clone() for name, p in run.parameters.items()}
     for _ in range(4):
-        assert run.advance(0.3).finite
+        assert run.advance(0.3)
     still = [n for n, p in run.parameters.items() if torch.equal(p, before[n])]
     assert still == []
 
@@ -135,7 +139,7 @@ def test_each_optimiser_moves_every_weight(optimizer: str):
 def test_a_few_pictures_are_learnt_by_heart(tmp_path: Path):
     data = pictures(count=6)
     settings = {**SETTINGS, "batch": "32", "learning_rate": "5e-3", "channels": "32,32"}
-    steps = list(training_steps(data, tmp_path, steps=150, settings=settings, device="cpu"))
+    steps = list(training_steps(TrainingRequest(data, tmp_path, steps=150, settings=settings, device="cpu")))
     assert steps[-1].loss < 0.5 * steps[5].loss
     generator = train(data, tmp_path, steps=150, settings=settings, device="cpu")
     drawn = generator.sample(24, steps=12)
@@ -180,24 +184,24 @@ def test_the_run_folder(tmp_path: Path):
     folder = tmp_path / "deep" / "run"
     assert [p.step for p in seen] == list(range(1, 17))
     assert seen[-1].fraction == 1 and seen[-1].images == 256
-    assert all(len(p.stage_losses) == 2 and p.loss == pytest.approx(sum(p.stage_losses)) for p in seen)
+    assert all(len(p.losses) == 2 and p.loss == pytest.approx(sum(p.losses)) for p in seen)
     names = {p.name for p in folder.iterdir()}
     assert {"model.safetensors", "config.json", "train_state", "log.jsonl", "samples"} <= names
     assert len(list((folder / "samples").glob("*.png"))) == 8
     lines = [json.loads(line) for line in (folder / "log.jsonl").read_text().splitlines()]
     assert lines[-1]["step"] == 16 and lines[-1]["skipped"] == 0
-    assert {"step", "images", "seconds", "loss", "stage_losses", "learning_rate", "images_per_second"} <= set(lines[-1])
+    assert {"step", "images", "seconds", "loss", "losses", "learning_rate", "images_per_second"} <= set(lines[-1])
     description = json.loads((folder / "config.json").read_text())
     assert description["classes"] == ["red", "green", "blue"] and description["size"] == [8, 8]
 
 
 def test_the_saved_model_is_the_average(tmp_path: Path):
     generator = train(pictures(), tmp_path, steps=3, settings=SETTINGS, device="cpu")
-    run = run_of()
+    run = trainer_of()
     for i in range(3):
         run.advance(i / 3)
     for name, value in generator.denoiser.named_parameters():
-        torch.testing.assert_close(value, run.averages[name])
+        torch.testing.assert_close(value, averages(run)[name])
 
 
 def test_training_touches_no_global_random_state(tmp_path: Path):
@@ -225,7 +229,7 @@ def broken(monkeypatch: pytest.MonkeyPatch) -> Callable[[set[int]], None]:
     """Make the loss nan in these steps (the first is 1)."""
 
     def apply(steps: set[int]) -> None:
-        true = run_module.stage_loss
+        true = denoising.stage_loss
         calls = iter(range(10**6))
 
         def loss(
@@ -235,42 +239,43 @@ def broken(monkeypatch: pytest.MonkeyPatch) -> Callable[[set[int]], None]:
             value = true(denoiser, config, x, c, stage, generator)
             return value * float("nan") if step in steps else value
 
-        monkeypatch.setattr(run_module, "stage_loss", loss)
+        monkeypatch.setattr(denoising, "stage_loss", loss)
 
     return apply
 
 
 def test_a_broken_loss_is_skipped_and_reported(broken: Callable[[set[int]], None]):
-    run = run_of()
+    run = trainer_of()
     broken({2})
     run.advance(0.3)
     state = {name: p.detach().clone() for name, p in run.parameters.items()}
-    averages = {name: p.detach().clone() for name, p in run.averages.items()}
-    outcome = run.advance(0.3)
-    assert not outcome.finite and run.skipped == 1 and run.step == 2 and run.updates == 1
+    before = {name: p.clone() for name, p in averages(run).items()}
+    assert not run.advance(0.3) and run.skipped == 1 and run.step == 2 and run.updates == 1
     assert all(torch.equal(p, state[n]) for n, p in run.parameters.items())
-    assert all(torch.equal(p, averages[n]) for n, p in run.averages.items())
-    assert run.advance(0.3).finite and run.failures == 0
+    assert all(torch.equal(p, before[n]) for n, p in averages(run).items())
+    assert run.advance(0.3) and run.failures == 0
 
 
 def test_three_in_a_row_halve_the_rate(broken: Callable[[set[int]], None]):
-    run = run_of()
+    run = trainer_of()
     broken({1, 2, 3, 5, 6, 8})
-    factors = []
+    factors, remarks = [], []
     for _ in range(8):
         run.advance(0.3)
         factors.append(run.rate_factor)
+        remarks.append(run.remark)
     assert factors == [1, 1, 0.5, 0.5, 0.5, 0.5, 0.5, 0.5] and run.skipped == 6
+    assert [bool(remark) for remark in remarks] == [False, False, True, *[False] * 5] and "halved" in remarks[2]
 
 
 def test_training_gives_up_with_advice(tmp_path: Path, broken: Callable[[set[int]], None]):
     broken(set(range(3, 1000)))
-    steps = training_steps(pictures(), tmp_path, steps=1000, settings=SETTINGS, device="cpu")
+    steps = training_steps(TrainingRequest(pictures(), tmp_path, steps=1000, settings=SETTINGS, device="cpu"))
     seen = []
     with pytest.raises(InputError, match="learning_rate"):
         for progress in steps:
             seen.append(progress)
-    assert len(seen) == 2 + run_module.GIVE_UP - 1 and seen[-1].skipped == run_module.GIVE_UP - 1
+    assert len(seen) == 2 + GIVE_UP - 1 and seen[-1].skipped == GIVE_UP - 1
 
 
 def strict_log(run: Path) -> list[dict[str, Any]]:
@@ -315,15 +320,17 @@ def test_a_log_of_nothing_but_broken_steps_is_still_json(tmp_path: Path, broken:
 )
 def test_impossible_budgets(tmp_path: Path, budget: dict[str, Any], words: str):
     with pytest.raises(InputError, match=words):
-        training_steps(pictures(), tmp_path / "run", settings=SETTINGS, **budget)
+        training_steps(TrainingRequest(pictures(), tmp_path / "run", settings=SETTINGS, **budget))
     assert not (tmp_path / "run").exists()
 
 
 def test_fractions_of_budgets():
-    assert Budget.of(2, None, None).fraction(30, 0, 0) == 0.25
-    assert Budget.of(None, 100, None).fraction(30, 25, 0) == 0.25
-    assert Budget.of(None, None, 8).fraction(30, 25, 2) == 0.25
-    assert Budget.of(None, None, None).minutes == 15
+    used = {"seconds": 30.0, "images": 25, "steps": 2, "epochs": 0.5}
+    for budget in (Budget(minutes=2), Budget(images=100), Budget(steps=8), Budget(epochs=2)):
+        assert budget.fraction(**used) == 0.25  # type: ignore[arg-type]
+    assert Budget(minutes=2, epochs=1).fraction(**used) == 0.5  # type: ignore[arg-type]  (what comes first)
+    assert TrainingRequest("digits", "run").budget == Budget(minutes=15)
+    assert str(Budget(minutes=1, epochs=60)) == "1 minute or 60 epochs" and str(Budget(images=1000)) == "1,000 images"
 
 
 def test_minutes_end_training(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
@@ -367,19 +374,19 @@ def test_other_errors_come_before_the_first_step(tmp_path: Path, how: dict[str, 
         "out": tmp_path / how.get("out", "run"),
     }
     with pytest.raises(InputError, match=words):
-        training_steps(**call)
+        training_steps(TrainingRequest(**call))
     assert [p.name for p in tmp_path.iterdir()] == ["file"]
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="this machine has a GPU")
 def test_cuda_where_there_is_none(tmp_path: Path):
     with pytest.raises(InputError, match="no such GPU"):
-        training_steps(pictures(), tmp_path, steps=1, device="cuda")
+        training_steps(TrainingRequest(pictures(), tmp_path, steps=1, device="cuda"))
 
 
 def test_steps_are_quick_to_begin(tmp_path: Path):
     """Calling alone trains nothing: the steps are made as they are asked for."""
-    steps = training_steps(pictures(), tmp_path, steps=10**9, settings=SETTINGS, device="cpu")
+    steps = training_steps(TrainingRequest(pictures(), tmp_path, steps=10**9, settings=SETTINGS, device="cpu"))
     began = time.monotonic()
     assert next(iter(steps)).step == 1
     assert time.monotonic() - began < 60

@@ -19,7 +19,7 @@ from sfumato.recipes.cascade import Cascade
 from sfumato.recipes.cascade_training import train as cascade_steps
 from sfumato.samplers import evaluations as calls
 from sfumato.samplers import share_steps
-from sfumato.training import training_steps
+from sfumato.training import TrainingRequest, training_steps
 
 CLASS_SAMPLING = ("dpmpp-2m:6", "dpmpp-2m:8", "dpmpp-2m:10", "dpmpp-2m:16", "heun:7", "heun:10")
 TEXT_SAMPLING = ("10:3", "10:5", "10:5:0.995", "10:5:0.9")
@@ -61,8 +61,9 @@ class Ladder:
     def train(
         self, data: ImageSet, seconds: float, seed: int, out: Path, settings: Mapping[str, str] | None = None
     ) -> dict[str, Any]:
-        settings = settings or self.settings or None
-        last = used_up(training_steps(data, out, minutes=seconds / 60, settings=settings, seed=seed, device="cpu"))
+        settings = settings or self.settings
+        request = TrainingRequest(data, out, minutes=seconds / 60, settings=settings, seed=seed, device="cpu")
+        last = used_up(training_steps(request))
         parameters = sum(p.numel() for p in load(out).denoiser.parameters())
         return {"steps": last.step, "images": last.images, "parameters": parameters, "seconds": last.seconds}
 
@@ -87,8 +88,9 @@ class ClassicCascade:
     def train(self, data: ImageSet, seconds: float, seed: int, out: Path) -> dict[str, Any]:
         """The recipe's rule shares the seconds over the models."""
         settings, last = self.widths.get(max(data.size), {}), {}
-        for progress in cascade_steps(data, out, minutes=seconds / 60, settings=settings, seed=seed, device="cpu"):
-            last[getattr(progress, "part", "")] = progress
+        request = TrainingRequest(data, out, minutes=seconds / 60, settings=settings, seed=seed, device="cpu")
+        for progress in cascade_steps(request):
+            last[progress.part] = progress
         parameters = sum(p.numel() for model in load_cascade(out).models for p in model.denoiser.parameters())
         return {
             "steps": sum(progress.step for progress in last.values()),

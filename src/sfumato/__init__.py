@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from sfumato.ladder import Ladder
     from sfumato.likelihood import score
     from sfumato.metrics import evaluate
-    from sfumato.training import train, training_steps
+    from sfumato.training import TrainingRequest, train, training_steps
 
 __all__ = [
     "Classifier",
@@ -32,6 +32,7 @@ __all__ = [
     "Guidance",
     "InputError",
     "Ladder",
+    "TrainingRequest",
     "__version__",
     "attacks",
     "classifiers",
@@ -51,6 +52,7 @@ _HOMES = {
     "Guidance": "guidance",
     "InputError": "core.errors",
     "Ladder": "ladder",
+    "TrainingRequest": "training",
     "edit": "editing",
     "evaluate": "metrics",
     "load": "data",

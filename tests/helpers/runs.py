@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from helpers.oracles import TINY, pictures
-from sfumato import training_steps
+from sfumato import TrainingRequest, training_steps
 
 SETTINGS = {**TINY, "batch": "8", "learning_rate": "5e-3"}
 STEPS = 16  # a checkpoint every 2, see GRIDS in training/loop.py
@@ -15,4 +15,4 @@ STEPS = 16  # a checkpoint every 2, see GRIDS in training/loop.py
 def start(out: Path, *, seed: int = 0, settings: dict[str, str] | None = None, data: Any = None, **budget: Any):
     budget = budget or {"steps": STEPS}
     chosen = {**SETTINGS, **(settings or {})}
-    return training_steps(data or pictures(), out, settings=chosen, seed=seed, device="cpu", **budget)
+    return training_steps(TrainingRequest(data or pictures(), out, settings=chosen, seed=seed, device="cpu", **budget))

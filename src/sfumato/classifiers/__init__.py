@@ -16,16 +16,17 @@ from sfumato.classifiers.classifier import BudgetExceeded, Classifier, TwoLogits
 from sfumato.classifiers.find import find_classifier
 from sfumato.classifiers.networks import NETWORKS
 from sfumato.classifiers.saved import load_classifier, read_description, save_classifier
-from sfumato.classifiers.training import Progress, train_classifier, training_steps
+from sfumato.classifiers.training import ClassifierRequest, classifier_steps, train_classifier
 
 __all__ = [
     "NETWORKS",
     "Accuracy",
     "BudgetExceeded",
     "Classifier",
+    "ClassifierRequest",
     "Evaluation",
-    "Progress",
     "TwoLogits",
+    "classifier_steps",
     "evaluate_classifier",
     "find_classifier",
     "load_classifier",
@@ -33,5 +34,4 @@ __all__ = [
     "read_description",
     "save_classifier",
     "train_classifier",
-    "training_steps",
 ]

@@ -3,15 +3,14 @@
 from __future__ import annotations
 
 import shlex
-from contextlib import closing
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from sfumato.cli import options
-from sfumato.cli.console import Interrupted, counting, show
+from sfumato.cli.console import counting, show
 from sfumato.cli.options import option
-from sfumato.cli.train import TrainingDisplay
+from sfumato.cli.training import follow_training
 
 if TYPE_CHECKING:
     from sfumato.classifiers import Evaluation
@@ -61,22 +60,24 @@ def train(
     """Train a classifier on labelled images. Re-run the command to resume."""
     pixels, fit, seed, device = fitting.pixels, fitting.fit, common.seed, common.device
     options.check_folder(out)
-    from sfumato.classifiers import read_description, training_steps
-    from sfumato.classifiers.training import Budget
+    from sfumato.classifiers import ClassifierRequest, classifier_steps, read_description
 
-    budget = Budget.of(minutes, epochs)  # before the images are decoded: that may take its time
-    options.load_images(data, pixels, fit)  # into the cache, with a bar
-    run = training_steps(
-        data, out, minutes=minutes, epochs=epochs, network=network, shift=shift, flip=flip, size=pixels, fit=fit, seed=seed,
+    request = ClassifierRequest(
+        data=data,
+        out=out,
+        minutes=minutes,
+        epochs=epochs,
+        network=network,
+        shift=shift,
+        flip=flip,
+        size=pixels,
+        fit=fit,
+        seed=seed,
         device=device,
-    )  # fmt: skip
-    last = None
-    try:
-        with closing(run), ClassifierDisplay(f"training {out} for {budget}") as display:  # type: ignore[type-var]
-            for last in run:
-                display.update(last)  # type: ignore[arg-type]  (it has all that the bar asks for)
-    except KeyboardInterrupt:
-        raise Interrupted("stopped: re-run the command to resume") from None
+    )
+    budget = request.budget  # before the images are decoded: that may take its time
+    options.load_images(data, pixels, fit)  # into the cache, with a bar
+    last = follow_training(classifier_steps(request), f"training {out} for {budget}")
     described = read_description(out)
     test, training = described["test"], described["training"]
     follow = f"sfumato classifier evaluate {shlex.quote(str(out))} --data {shlex.quote(data)}"
@@ -119,17 +120,6 @@ def _lines(classifier: str, data: str, evaluation: Evaluation) -> list[str]:
         f"{classifier} on {data}: accuracy {test.value:.2%}, 95% interval {low:.2%} to {high:.2%} ({test.count:,} images)",
         *(f"  {name:<{width}}  {each}" for name, each in evaluation.classes.items()),
     ]
-
-
-class ClassifierDisplay(TrainingDisplay):
-    """The bar of ``sfumato train`` with what matters here."""
-
-    def text(self, progress: Any) -> str:
-        """``0:34 left, loss 0.231, training accuracy 91.2%, 4,321 images/s, epoch 3.2``."""
-        return (
-            f"{self.left(progress)} left, loss {progress.loss:.3f}, training accuracy {progress.accuracy:.1%}, "
-            f"{progress.images_per_second:,.0f} images/s, epoch {progress.epoch:.1f}"
-        )
 
 
 options.register(app, "train", train)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import shlex
 import time
-from contextlib import closing
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -12,7 +11,7 @@ import typer
 
 from sfumato.cli.console import Interrupted, say, show, waiting
 from sfumato.cli.options import DeviceOption, JsonOption, check_folder
-from sfumato.cli.train import TrainingDisplay, clock
+from sfumato.cli.training import clock, follow_training
 
 if TYPE_CHECKING:
     from sfumato.lecture import Section, Subject
@@ -70,21 +69,16 @@ def demo(
 def _train(out: Path, minutes: float, device: str, verbs: frozenset[str]) -> Subject:
     """Both models, trained or resumed."""
     from sfumato import classifiers, data, lecture
-    from sfumato.cli.classifier import ClassifierDisplay
     from sfumato.generator import Generator
-    from sfumato.training import training_steps
+    from sfumato.training import TrainingRequest, training_steps
 
     images, test = data.load(DATA), data.load(DATA, split="test")
     run, folder = out / images.name, out / f"{images.name}-classifier"
-    steps = training_steps(images, run, minutes=minutes, device=device)
-    with closing(steps), TrainingDisplay(f"training on {images.name} for {minutes:g} minutes") as display:  # type: ignore[type-var]
-        for progress in steps:
-            display.update(progress)
+    steps = training_steps(TrainingRequest(images, run, minutes=minutes, device=device))
+    follow_training(steps, f"training on {images.name} for {minutes:g} minutes")
     short = minutes * CLASSIFIER_SHARE
-    steps = classifiers.training_steps(images, folder, minutes=short, device=device, test=test)
-    with closing(steps), ClassifierDisplay(f"training a classifier for {clock(60 * short)} minutes") as display:  # type: ignore[type-var]
-        for progress in steps:
-            display.update(progress)  # type: ignore[arg-type]
+    request = classifiers.ClassifierRequest(data=images, out=folder, minutes=short, device=device, test=test)
+    follow_training(classifiers.classifier_steps(request), f"training a classifier for {clock(60 * short)} minutes")
     generator, classifier = Generator.from_pretrained(run, device), classifiers.load_classifier(folder, device)
     return lecture.Subject(generator, classifier, test, run, folder, sizes=lecture.Sizes(), verbs=verbs)
 

@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import shlex
-from contextlib import closing
+from dataclasses import replace
 from pathlib import Path
 from typing import Annotated, Any
 
 from sfumato.cli import options
-from sfumato.cli.classifier import ClassifierDisplay, EpochsOption, MinutesOption
+from sfumato.cli.classifier import EpochsOption, MinutesOption
 from sfumato.cli.console import Interrupted, counting, say, show, waiting
 from sfumato.cli.options import option
+from sfumato.cli.training import follow_training
 
 IMAGES = 500
 
@@ -53,33 +54,40 @@ def harden(
     options.check_count(count)
     options.check_folder(out)
     from sfumato.classifiers import find_classifier, load_classifier, read_description
-    from sfumato.classifiers.training import Budget
     from sfumato.defences.hardening.adversarial_training import METHODS, Threat
-    from sfumato.defences.hardening.harden import check_trainable, hardening_steps
+    from sfumato.defences.hardening.harden import HardeningRequest, check_trainable, hardening_steps
     from sfumato.defences.hardening.landscape import PICTURE, loss_landscape, picture, report, save_report, table
+    from sfumato.engine import Budget
     from sfumato.generator import Generator
 
     METHODS.find(method)  # all of it before the images are decoded: that may take its time
     Threat(norm, radius)
-    budget = Budget.of(minutes, epochs)
+    if minutes is not None or epochs is not None:
+        Budget(minutes, epochs=epochs)
     before = find_classifier(classifier, device)
     check_trainable(before)
+    request = HardeningRequest(
+        classifier=before,
+        data=data,
+        out=out,
+        minutes=minutes,
+        epochs=epochs,
+        method=method,
+        norm=norm,
+        eps=radius,
+        share=share,
+        fit=fit,
+        seed=seed,
+    )
+    budget = request.budget
     model = None if generator is None else Generator.from_pretrained(generator, device)
     options.load_images(data, before.size, fit)  # into the cache, with a bar
-    last = None
     try:
-        with counting(f"drawing images for {out}") as drawing:
-            run = hardening_steps(
-                before, data, out, method=method, norm=norm, eps=radius, generator=model, share=share, minutes=minutes,
-                epochs=epochs, fit=fit, seed=seed, drawing=drawing,
-            )  # fmt: skip
-        with closing(run), HardeningDisplay(f"hardening {out} for {budget}") as display:  # type: ignore[type-var]
-            for last in run:
-                display.update(last)  # type: ignore[arg-type]  (it has all that the bar asks for)
-                if last.remark:
-                    say(last.remark)
+        with counting(f"sampling images for {out}") as sampling:
+            steps = hardening_steps(replace(request, generator=model, sampling=sampling))
     except KeyboardInterrupt:
         raise Interrupted("stopped: re-run the command to resume") from None
+    last = follow_training(steps, f"hardening {out} for {budget}")
     after = load_classifier(out, device)
     x, y = _tested(before, data, fit, count)
     with counting("measuring") as progress:
@@ -157,11 +165,3 @@ def _mixed(training: dict[str, Any]) -> list[str]:
 def _name(path: str) -> str:
     """What it is called in the figure: the last part of a path."""
     return Path(path).name or path
-
-
-class HardeningDisplay(ClassifierDisplay):
-    """That of ``sfumato classifier train``, with what the accuracy is here."""
-
-    def text(self, progress: Any) -> str:
-        """``0:34 left, loss 0.931, accuracy under attack 61.2%, 1,321 images/s, epoch 3.2``."""
-        return super().text(progress).replace("training accuracy", "accuracy on images as trained on")

@@ -12,7 +12,7 @@ from __future__ import annotations
 
 from sfumato.defences.compatibility import check_compatible
 from sfumato.defences.diffusion_classifier import Decision, DiffusionClassifier, classify, diffusion_classifier
-from sfumato.defences.hardening.harden import harden, hardening_steps
+from sfumato.defences.hardening.harden import HardeningRequest, harden, hardening_steps
 from sfumato.defences.hardening.landscape import LossLandscape, loss_landscape
 from sfumato.defences.purification.attacks import Effort
 from sfumato.defences.purification.protocol import Purification, purification_protocol
@@ -38,6 +38,7 @@ __all__ = [
     "Decision",
     "DiffusionClassifier",
     "Effort",
+    "HardeningRequest",
     "LossLandscape",
     "Purification",
     "Purifier",

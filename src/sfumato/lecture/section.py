@@ -16,7 +16,7 @@ from markupsafe import Markup
 from PIL import Image
 from torch import Tensor
 
-from sfumato.training.loop import LOG
+from sfumato.engine.log import LOG
 
 if TYPE_CHECKING:
     from sfumato.classifiers import Classifier

@@ -252,8 +252,7 @@ class _Given(nn.Module):
 def _trained(train: ImageSet, device: torch.device, text: str, space: FeatureSpace | None) -> ImageTextModel:
     """The embedding from the cache, or trained now: over the features of ``space``, or else with an encoder of its own."""
     from sfumato.conditions.text import LatentStore
-    from sfumato.engine.budget import Budget
-    from sfumato.training.small import small_steps
+    from sfumato.engine import Budget, train_steps
 
     images = subset(train, reference_rows(len(train), _LIMIT))
     captions = contrastive.captions_of(images)
@@ -273,9 +272,9 @@ def _trained(train: ImageSet, device: torch.device, text: str, space: FeatureSpa
         features = None
         if space is not None:
             features = _views(images, space)
-        run = contrastive.ContrastiveRun(model, images, store, 0, features)
-        steps = min(max(_EPOCHS * len(images) // run.batch, _LEAST), _MOST)
-        for _ in small_steps(run, Budget(steps=steps)):
+        objective = contrastive.ContrastiveObjective(model, images, store, features)
+        steps = min(max(_EPOCHS * len(images) // objective.images_per_step, _LEAST), _MOST)
+        for _ in train_steps(objective, Budget(steps=steps)):
             pass
         return model.saved_tensors()
 

@@ -10,6 +10,6 @@ import sfumato.recipes.cascade_training
 import sfumato.recipes.dalle2_training
 import sfumato.recipes.imagen  # noqa: F401  (each enters itself)
 from sfumato.recipes.dalle2 import varied
-from sfumato.recipes.registry import LOADERS, RECIPES, PartProgress, load
+from sfumato.recipes.registry import LOADERS, RECIPES, load
 
-__all__ = ["LOADERS", "RECIPES", "PartProgress", "load", "varied"]
+__all__ = ["LOADERS", "RECIPES", "load", "varied"]

@@ -6,23 +6,21 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from itertools import accumulate
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
 from sfumato.conditions.low_resolution import LowResolution
 from sfumato.conditions.sources import source_of
-from sfumato.config import preset as config_of
 from sfumato.core import checkpoint
 from sfumato.core.errors import InputError, nearest
 from sfumato.core.pictures import to_bytes
-from sfumato.data import ImageSet, load
-from sfumato.engine.budget import Budget
+from sfumato.data import ImageSet
+from sfumato.engine import Budget, Progress
 from sfumato.ladder import pool
 from sfumato.recipes import imagen
 from sfumato.recipes.cascade import LEVEL, NAME, CascadeFile, check_level, names_of, read
-from sfumato.recipes.registry import CONFIG, RECIPES, PartProgress, in_turn
-from sfumato.training import Progress, training_steps
+from sfumato.recipes.registry import CONFIG, RECIPES, in_turn
+from sfumato.training import TrainingRequest, training_steps
 
 BASE_SHARE = 0.5  # of the budget; the enlarging models share the rest equally
 SMALLEST, USUAL = 8, 16  # px, the shorter side of the base model's images: at least, and where there is a choice
@@ -30,37 +28,22 @@ CHUNK = 256  # images pooled at once
 
 
 @RECIPES.add(NAME)
-def train(
-    data: str | Path | ImageSet,
-    out: str | Path,
-    *,
-    minutes: float | None = None,
-    images: int | None = None,
-    steps: int | None = None,
-    preset: str | None = None,
-    settings: Mapping[str, str] | None = None,
-    size: int | tuple[int, int] | None = None,
-    fit: str = "crop",
-    device: str = "auto",
-    seed: int = 0,
-) -> Iterator[Progress]:
-    """Train a base model and one or two that enlarge, one after the other; all as ``training.training_steps``.
+def train(request: TrainingRequest) -> Iterator[Progress]:
+    """Train a base model and one or two super-resolution models, in turn; all as ``training.training_steps``.
 
     The base model gets ``BASE_SHARE`` of the budget, the others share the rest equally. Each has a run folder inside
-    ``out``: ``base/``, ``up-1/``, ... The same call goes on where it stopped. With captions, the guidance is Imagen's.
+    ``out``: ``base/``, ``up-1/``, ... The same request again resumes. With captions, the guidance is Imagen's.
 
-    Args:
-        settings: of all models; ``up-1.batch`` is for that model alone. ``base`` is the shorter side of the base model's
-            images (default: the size halved twice, or as often as leaves 16 pixels, but at least once), ``level`` the
-            noise on small images in sampling.
+    The settings are those of all models; ``up-1.batch`` is for that model alone. ``base`` is the shorter side of the base
+    model's images (default: the size halved twice, or as often as leaves 16 pixels, but at least once), ``level`` the
+    noise on low-resolution images in sampling (noise conditioning augmentation, Ho et al. 2022).
 
     Raises:
         InputError: as ``training_steps``; images too small; a setting that a cascade cannot have.
     """
-    out = Path(out)
-    budget = Budget.of(minutes, images, steps)
-    dataset = load(data, size=size, fit=fit)
-    given = dict(settings or {})
+    out, budget = Path(request.out), request.budget
+    dataset = request.dataset()
+    given = dict(request.settings)
     level = check_level(_number("level", given.pop("level", str(LEVEL))))
     halvings = _halvings(dataset.size, given.pop("base", None))
     names = names_of(halvings + 1)
@@ -68,23 +51,22 @@ def train(
     sets = [_shrunk(dataset, halvings - i) for i in range(len(names))]
     stored = CascadeFile(names, tuple(one.size for one in sets), level)
     _check_folder(out, stored)
-    encoder = {config_of(one.size, preset).with_settings(own).text for one, own in zip(sets, chosen, strict=True)}
+    models = [
+        request.part(out / name, share, data=data, settings=settings, size=None)
+        for name, data, settings, share in zip(names, sets, chosen, _shared(budget, len(names)), strict=True)
+    ]
+    encoder = {model.config(data).text for model, data in zip(models, sets, strict=True)}
     if len(encoder) > 1:
         raise InputError(
-            f"the models of a cascade are told the same, but text= is {' and '.join(sorted(encoder))}: give one"
+            f"the models of a cascade share one text encoder, but text= is {' and '.join(sorted(encoder))}: give one"
         )
-    told = source_of(dataset, encoder.pop())
-    parts = [
-        training_steps(
-            one, out / name, preset=preset, settings=own, device=device, seed=seed, **part,
-            source=lambda images, i=i: LowResolution(told, images.channels) if i else told,
-        )
-        for i, (name, one, own, part) in enumerate(zip(names, sets, chosen, _shared(budget, len(names)), strict=True))
-    ]  # fmt: skip
+    texts = source_of(dataset, encoder.pop())
+    sources = [lambda _: texts, *[lambda images: LowResolution(texts, images.channels)] * halvings]
+    parts = [training_steps(replace(model, source=source)) for model, source in zip(models, sources, strict=True)]
     return _steps(dict(zip(names, parts, strict=True)), out, stored)
 
 
-def _steps(parts: Mapping[str, Iterator[Progress]], out: Path, stored: CascadeFile) -> Iterator[PartProgress]:
+def _steps(parts: Mapping[str, Iterator[Progress]], out: Path, stored: CascadeFile) -> Iterator[Progress]:
     stored.write(out)
     ends = accumulate(_shares(len(parts)))
     yield from in_turn((name, end, part) for (name, part), end in zip(parts.items(), ends, strict=True))
@@ -95,17 +77,16 @@ def _shares(count: int) -> list[float]:
     return [BASE_SHARE, *[(1 - BASE_SHARE) / (count - 1)] * (count - 1)]
 
 
-def _shared(budget: Budget, count: int) -> list[dict[str, Any]]:
-    """Each model's part of the budget, as arguments of ``training_steps``."""
-    if budget.minutes is not None:
-        return [{"minutes": share * budget.minutes} for share in _shares(count)]
-    name, total = ("images", budget.images) if budget.images is not None else ("steps", budget.steps)
-    assert total is not None
+def _shared(budget: Budget, count: int) -> list[Budget]:
+    """Each model's part of the budget."""
+    ((name, total),) = budget.limits.items()
+    if name == "minutes":
+        return [Budget(minutes=share * total) for share in _shares(count)]
     if total < count:
         raise InputError(f"--{name} {total} cannot be shared over {count} models: give {count} or more")
     base = min(max(round(BASE_SHARE * total), 1), total - (count - 1))
     each, over = divmod(total - base, count - 1)
-    return [{name: amount} for amount in (base, *(each + (i < over) for i in range(count - 1)))]
+    return [Budget(**{name: amount}) for amount in (base, *(each + (i < over) for i in range(count - 1)))]
 
 
 def _number(key: str, text: str) -> float:

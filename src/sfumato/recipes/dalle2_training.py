@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -15,23 +16,22 @@ from torch import Tensor
 from sfumato.conditions import Condition, Kinds
 from sfumato.conditions.image import ImageTextModel, find_image_text
 from sfumato.conditions.text import find_encoder
-from sfumato.config import preset as config_of
 from sfumato.core import checkpoint
 from sfumato.core.checkpoint import digest
 from sfumato.core.devices import find_device
 from sfumato.core.errors import InputError
-from sfumato.data import ImageSet, load
-from sfumato.engine.budget import Budget
+from sfumato.data import ImageSet
+from sfumato.engine import Budget, Progress
 from sfumato.engine.resume import STATE
 from sfumato.recipes.dalle2 import NAME, PARTS, DallE2File, Embedding
-from sfumato.recipes.prior import prior_steps
-from sfumato.recipes.registry import CONFIG, RECIPES, PartProgress, in_turn
-from sfumato.training import Progress, training_steps
+from sfumato.recipes.prior_training import Pairs, prior_steps
+from sfumato.recipes.registry import CONFIG, RECIPES, in_turn
+from sfumato.training import TrainingRequest, training_steps
 from sfumato.training.contrastive import captions_of, contrastive_steps
 
 SHARES = dict(zip(PARTS, (0.1, 0.15, 0.75), strict=True))  # of the budget
 DEFAULTS = {
-    "drop": "0.1",  # section 2.1: embeddings are dropped 10% of the time, so that they can be pressed
+    "drop": "0.1",  # section 2.1: embeddings are dropped 10% of the time, so that the decoder can be guided
     "guidance": "2",
     "flip": "false",  # embeddings are computed once for each image, as it is
 }
@@ -45,7 +45,7 @@ class Embeddings:
 
     Args:
         table: (N, D), of unit length.
-        digest: of it, so that a run goes on with the same one only.
+        digest: of it, so that a run is resumed with the same one only.
     """
 
     def __init__(self, table: Tensor, digest: str) -> None:
@@ -63,40 +63,27 @@ class Embeddings:
 
 
 @RECIPES.add(NAME)
-def train(
-    data: str | Path | ImageSet,
-    out: str | Path,
-    *,
-    minutes: float | None = None,
-    images: int | None = None,
-    steps: int | None = None,
-    preset: str | None = None,
-    settings: Mapping[str, str] | None = None,
-    size: int | tuple[int, int] | None = None,
-    fit: str = "crop",
-    device: str = "auto",
-    seed: int = 0,
-) -> Iterator[Progress]:
-    """Train the embedding, the prior and the decoder, one after the other; all as ``training.training_steps``.
+def train(request: TrainingRequest) -> Iterator[Progress]:
+    """Train the embedding, the prior and the decoder, in turn; all as ``training.training_steps``.
 
-    They share the budget by ``SHARES`` and have run folders of their own inside ``out``. The same call goes on where it
-    stopped. A larger budget trains the prior and the decoder further; the embedding, on which both stand, stays.
+    They share the budget by ``SHARES`` and have run folders of their own inside ``out``. The same request again resumes.
+    A larger budget trains the prior and the decoder further; the embedding, on which both stand, stays.
 
-    Args:
-        settings: of the decoder, over ``DEFAULTS``. ``text`` is the language model of embedding and prior;
-            ``embedding=NAME`` takes a CLIP of transformers (a folder, or owner/name) in place of one trained here.
+    The settings are the decoder's, over ``DEFAULTS``. ``text`` is the language model of embedding and prior;
+    ``embedding=NAME`` takes a CLIP of transformers (a folder, or owner/name) in place of one trained here.
 
     Raises:
         InputError: as ``training_steps``; images without captions; ``drop=0`` or ``flip=true``.
     """
-    out, budget = Path(out), Budget.of(minutes, images, steps)
-    dataset = load(data, size=size, fit=fit)
+    out, budget = Path(request.out), request.budget
+    dataset = request.dataset()
     captions_of(dataset)
-    given = {**DEFAULTS, **(settings or {})}
-    name = given.pop("embedding", "").strip()
-    config = config_of(dataset.size, preset).with_settings(given)
+    settings = {**DEFAULTS, **request.settings}
+    name = settings.pop("embedding", "").strip()
+    request = replace(request, data=dataset, settings=settings)
+    config = request.config(dataset)
     if config.drop == 0:
-        raise InputError("recipe dalle2 presses its embeddings, which drop=0 makes impossible: leave drop at 0.1")
+        raise InputError("recipe dalle2 guides its decoder, which drop=0 makes impossible: leave drop at 0.1")
     if config.flip:
         raise InputError(
             "recipe dalle2 embeds each image as it is, and a caption may say left or right: leave flip out"
@@ -106,43 +93,37 @@ def train(
     budgets = _shared(budget, own=not name)
     find_encoder(config.text)
     if name:
-        find_image_text(name, device)
-
-    def parts() -> Iterator[tuple[str, float, Iterator[Progress]]]:
-        how: dict[str, Any] = {"device": device, "seed": seed}
-        if not name and not (out / "prior" / STATE).exists():
-            part = contrastive_steps(dataset, out / "embedding", text=config.text, **vars(budgets["embedding"]), **how)
-            yield "embedding", SHARES["embedding"], part
-        embedding = find_image_text(name or out / "embedding", device)
-        table, digest = embed_all(embedding, dataset, find_device(device))
-        identity = {"embedding": digest, "data": f"{dataset.name} ({len(dataset)} images, {dataset.fingerprint()})"}
-        identity |= {"text": f"{config.text} ({find_encoder(config.text).fingerprint})", "seed": seed}
-        part = prior_steps(
-            dataset,
-            table,
-            embedding,
-            find_encoder(config.text),
-            out / "prior",
-            budgets["prior"],
-            identity=identity,
-            **how,
-        )
-        yield "prior", SHARES["embedding"] + SHARES["prior"], part
-        source = Embeddings(table, digest)
-        part = training_steps(
-            dataset, out / "decoder", preset=preset, settings=given, source=lambda _: source, **vars(budgets["decoder"]),
-            **how,
-        )  # fmt: skip
-        yield "decoder", 1.0, part
-
-    return _steps(parts(), out, stored)
+        find_image_text(name, request.device)
+    return _steps(request, dataset, stored, budgets)
 
 
 def _steps(
-    parts: Iterator[tuple[str, float, Iterator[Progress]]], out: Path, stored: DallE2File
-) -> Iterator[PartProgress]:
-    stored.write(out)
-    yield from in_turn(parts)
+    request: TrainingRequest, dataset: ImageSet, stored: DallE2File, budgets: Mapping[str, Budget]
+) -> Iterator[Progress]:
+    stored.write(Path(request.out))
+    yield from in_turn(_parts(request, dataset, stored, budgets))
+
+
+def _parts(
+    request: TrainingRequest, dataset: ImageSet, stored: DallE2File, budgets: Mapping[str, Budget]
+) -> Iterator[tuple[str, float, Iterator[Progress]]]:
+    """Each model's name, the share of the budget that is used up when it is trained, and its training."""
+    out, device, seed = Path(request.out), request.device, request.seed
+    if not stored.embedding and not (out / "prior" / STATE).exists():
+        steps = contrastive_steps(
+            dataset, out / "embedding", budgets["embedding"], text=stored.text, device=device, seed=seed
+        )
+        yield "embedding", SHARES["embedding"], steps
+    embedding = find_image_text(stored.embedding or out / "embedding", device)
+    table, digest = embed_all(embedding, dataset, find_device(device))
+    pairs = Pairs(dataset, table, embedding, find_encoder(stored.text))
+    identity = {"embedding": digest, "data": f"{dataset.name} ({len(dataset)} images, {dataset.fingerprint()})"}
+    identity |= {"text": f"{stored.text} ({pairs.reader.fingerprint})", "seed": seed}
+    steps = prior_steps(pairs, out / "prior", budgets["prior"], identity=identity, device=device, seed=seed)
+    yield "prior", SHARES["embedding"] + SHARES["prior"], steps
+    source = Embeddings(table, digest)
+    decoder = request.part(out / "decoder", budgets["decoder"], source=lambda _: source)
+    yield "decoder", 1.0, training_steps(decoder)
 
 
 def embed_all(embedding: Embedding, data: ImageSet, device: torch.device) -> tuple[Tensor, str]:
@@ -170,10 +151,9 @@ def _shared(budget: Budget, own: bool) -> dict[str, Budget]:
     """Each part's budget; without an embedding of one's own its share is the others'."""
     shares = {part: share for part, share in SHARES.items() if own or part != "embedding"}
     shares = {part: share / sum(shares.values()) for part, share in shares.items()}
-    if budget.minutes is not None:
-        return {part: Budget(minutes=share * budget.minutes) for part, share in shares.items()}
-    kind, total = ("images", budget.images) if budget.images is not None else ("steps", budget.steps)
-    assert total is not None
+    ((kind, total),) = budget.limits.items()
+    if kind == "minutes":
+        return {part: Budget(minutes=share * total) for part, share in shares.items()}
     if total < len(shares):
         raise InputError(f"--{kind} {total} cannot be shared over {len(shares)} parts: give {len(shares)} or more")
     counts = {part: max(1, round(share * total)) for part, share in shares.items()}

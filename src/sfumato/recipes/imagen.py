@@ -6,14 +6,13 @@ recipe ``cascade`` has them as separate models.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
-from pathlib import Path
+from collections.abc import Iterator
+from dataclasses import replace
 
-from sfumato.config import preset as config_of
 from sfumato.core.errors import InputError
-from sfumato.data import ImageSet, load
+from sfumato.engine import Progress
 from sfumato.recipes.registry import RECIPES
-from sfumato.training import Progress, training_steps
+from sfumato.training import TrainingRequest, training_steps
 
 DEFAULTS = {
     "drop": "0.1",  # section 2.2: texts are dropped 10% of the time
@@ -27,47 +26,24 @@ DEFAULTS = {
 
 
 @RECIPES.add("imagen")
-def train(
-    data: str | Path | ImageSet,
-    out: str | Path,
-    *,
-    minutes: float | None = None,
-    images: int | None = None,
-    steps: int | None = None,
-    preset: str | None = None,
-    settings: Mapping[str, str] | None = None,
-    size: int | tuple[int, int] | None = None,
-    fit: str = "crop",
-    device: str = "auto",
-    seed: int = 0,
-) -> Iterator[Progress]:
-    """Train a generator that draws from texts; all as ``training.training_steps``, with ``DEFAULTS`` under ``settings``.
+def train(request: TrainingRequest) -> Iterator[Progress]:
+    """Train a text-to-image generator; all as ``training.training_steps``, with ``DEFAULTS`` under the settings.
 
     What is stored is a Generator whose own guidance is the paper's: the default of ``sfumato sample``.
 
     Raises:
         InputError: as ``training_steps``; data without captions; ``drop=0``, for guidance needs a model that has also
-            learned to draw without a text.
+            been trained without a text.
     """
-    dataset = load(data, size=size, fit=fit)
-    chosen = {**DEFAULTS, **(settings or {})}
+    dataset = request.dataset()
+    request = replace(request, data=dataset, settings={**DEFAULTS, **request.settings})
     if dataset.captions is None:
         raise InputError(
-            f"recipe imagen draws from texts, but {dataset.name} has no captions: add a metadata.jsonl or .txt files "
+            f"recipe imagen is conditioned on text, but {dataset.name} has no captions: add a metadata.jsonl or .txt files "
             "(see 'sfumato data check'), or train without --recipe"
         )
-    if config_of(dataset.size, preset).with_settings(chosen).drop == 0:
+    if request.config(dataset).drop == 0:
         raise InputError(
             "recipe imagen guides its samples, which drop=0 makes impossible: leave drop at 0.1, or give another share"
         )
-    return training_steps(
-        dataset,
-        out,
-        minutes=minutes,
-        images=images,
-        steps=steps,
-        preset=preset,
-        settings=chosen,
-        device=device,
-        seed=seed,
-    )
+    return training_steps(request)

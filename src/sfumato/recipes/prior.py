@@ -6,26 +6,16 @@ A small network on vectors in place of the paper's transformer on sequences; as 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from sfumato.conditions.image import ImageTextModel, TransformersClip
-from sfumato.conditions.sources import draw_texts
-from sfumato.conditions.text import LatentStore, TextEncoder
 from sfumato.core import checkpoint
 from sfumato.core.devices import find_device
 from sfumato.core.errors import InputError
-from sfumato.core.streams import mix_seed
-from sfumato.data import ImageSet
-from sfumato.engine.budget import Budget
-from sfumato.training.contrastive import captions_of
-from sfumato.training.loop import Progress
-from sfumato.training.small import SmallRun, small_steps
 
 FORMAT = 1
 HIDDEN, BLOCKS = 384, 4
@@ -33,10 +23,6 @@ HIGHEST, LOWEST = 20.0, 0.02  # noise levels of sampling, where the data's stand
 STEPS = 16
 CANDIDATES = 2  # embeddings drawn for each text, of which the one more like it is kept (section 2.2)
 GUIDANCE = 2.0  # of emoji: nearer to the true embeddings than 1 (cosine 0.47 to 0.6), also of held-out texts
-DROP = 0.1  # of texts in training
-LEVELS = (-0.5, 1.2)  # mean and deviation of the logarithm of the noise level in training (EDM's, for unit deviation)
-BATCH = 256
-RATE, WEIGHT_DECAY = 1e-3, 0.03
 
 DenoiseVectors = Callable[[Tensor, float], Tensor]  # (B, D) noisy at a level -> (B, D) clean
 
@@ -187,74 +173,3 @@ class _Block(nn.Module):
 def _unit(x: Tensor) -> Tensor:
     """Rows with a root mean square of 1."""
     return F.rms_norm(x, x.shape[1:])
-
-
-# -- training -----------------------------------------------------------------------------------------------------------
-
-
-class PriorRun(SmallRun):
-    """One training of a Prior on N pairs of image embeddings (N, D) and texts; each time one of an image's captions."""
-
-    def __init__(
-        self, prior: Prior, images: Tensor, captions: tuple[tuple[str, ...], ...], texts: dict[str, Tensor],
-        store: LatentStore, seed: int,
-    ) -> None:  # fmt: skip
-        self.prior, self.captions, self.texts, self.store = prior, captions, texts, store
-        with torch.no_grad():
-            prior.mean.copy_(images.mean(0))
-            prior.deviation.copy_((images - images.mean(0)).square().mean().sqrt().clamp_min(1e-4))
-            usual = torch.stack([texts[found[0]] for found in captions]).mean(0)
-            prior.usual_text.copy_(F.normalize(usual, dim=0))
-        self.clean = prior.normalised(images.to(prior.device))
-        super().__init__(prior, self._loss, batch=BATCH, rate=RATE, weight_decay=WEIGHT_DECAY, seed=seed)
-
-    def _loss(self, generator: torch.Generator) -> Tensor:
-        """``E (s^2 + 1)/s^2 |D(z, s, text) - x|^2``, of which a mean over numbers: unit weight on the network's output."""
-        device = self.prior.device
-        index = torch.randint(len(self.clean), (BATCH,), generator=generator)
-        asked = draw_texts(self.captions, index.numpy(), generator)
-        latents = self.store[asked]
-        text = torch.stack([self.texts[one] for one in asked]).to(device)
-        present = (torch.rand(BATCH, generator=generator) >= DROP).to(device)
-        sigma = (LEVELS[0] + LEVELS[1] * torch.randn(BATCH, generator=generator)).exp().to(device)
-        x = self.clean[index.to(device)]
-        noise = torch.randn(x.shape, generator=generator).to(device)
-        x_hat = self.prior(x + sigma[:, None] * noise, sigma, text, latents.vector.to(device), present)
-        weight = 1 + 1 / sigma[:, None] ** 2
-        return (weight * (x_hat - x).square()).mean()
-
-
-def prior_steps(
-    data: ImageSet,
-    images: Tensor,
-    embedding: ImageTextModel | TransformersClip,
-    reader: TextEncoder,
-    out: Path,
-    budget: Budget,
-    *,
-    identity: dict[str, Any],
-    device: str,
-    seed: int,
-) -> Iterator[Progress]:
-    """Train a prior step by step; the same call goes on where the folder ``out`` stands.
-
-    Args:
-        data: captioned.
-        images: (N, D), the embeddings of its images.
-        embedding: of the texts.
-        reader: the frozen language model, whose vector is told too.
-        identity: what must be the same for a run to go on.
-    """
-    captions = captions_of(data)
-    every = sorted({text for texts in captions for text in texts})
-    store = LatentStore(every, reader)
-    if isinstance(embedding, ImageTextModel) and embedding.reader is reader:
-        rows = (embedding.of_latents(store[every[i : i + BATCH]]).detach().cpu() for i in range(0, len(every), BATCH))
-        points = torch.cat(list(rows))
-    else:
-        points = embedding.texts(every)
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(mix_seed(seed, 0))
-        prior = Prior(images.shape[1], reader.width).to(find_device(device))
-    run = PriorRun(prior, images, captions, dict(zip(every, points, strict=True)), store, seed)
-    return small_steps(run, budget, out, identity, prior.save)

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import closing
-from dataclasses import dataclass
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -13,11 +13,11 @@ from torch import Tensor
 
 from sfumato.core.errors import InputError
 from sfumato.core.registry import Registry
-from sfumato.data import ImageSet
+from sfumato.engine import Progress
 from sfumato.generator import Generator
 from sfumato.guidance import Guidance
 from sfumato.ladder import Ladder
-from sfumato.training import Progress
+from sfumato.training import TrainingRequest
 
 CONFIG = "config.json"  # of a run folder; a recipe's holds its name as "recipe"
 
@@ -36,24 +36,8 @@ class Sampler(Protocol):
     def sample(self, n: int = ..., label: Any = ..., *, prompt: Any = ..., **how: Any) -> Tensor: ...
 
 
-class Train(Protocol):
-    """How a recipe is trained: as ``training.training_steps``, with the folder of each part inside ``out``."""
-
-    def __call__(
-        self,
-        data: str | Path | ImageSet,
-        out: str | Path,
-        *,
-        minutes: float | None = None,
-        images: int | None = None,
-        steps: int | None = None,
-        preset: str | None = None,
-        settings: Mapping[str, str] | None = None,
-        size: int | tuple[int, int] | None = None,
-        fit: str = "crop",
-        device: str = "auto",
-        seed: int = 0,
-    ) -> Iterator[Progress]: ...
+Train = Callable[[TrainingRequest], Iterator[Progress]]
+"""How a recipe is trained: as ``training.training_steps``, with the folder of each model inside ``request.out``."""
 
 
 class Load(Protocol):
@@ -68,14 +52,7 @@ LOADERS: Registry[Load] = Registry("recipe")
 """Recipes by name: functions that load the run folder of one."""
 
 
-@dataclass(frozen=True)
-class PartProgress(Progress):
-    """Where the training of a recipe stands; ``fraction`` and ``seconds`` are of all parts, the rest is of the one at hand."""
-
-    part: str = ""  # what is being trained
-
-
-def in_turn(parts: Iterable[tuple[str, float, Iterator[Progress]]]) -> Iterator[PartProgress]:
+def in_turn(parts: Iterable[tuple[str, float, Iterator[Progress]]]) -> Iterator[Progress]:
     """Train one part after the other.
 
     Args:
@@ -91,7 +68,7 @@ def in_turn(parts: Iterable[tuple[str, float, Iterator[Progress]]]) -> Iterator[
         with closing(part):  # type: ignore[type-var]
             for progress in part:
                 seconds, fraction = progress.seconds, begun + (end - begun) * progress.fraction
-                yield PartProgress(**{**vars(progress), "fraction": fraction, "seconds": spent + seconds}, part=name)
+                yield replace(progress, fraction=fraction, seconds=spent + seconds, part=name)
         begun, spent = end, spent + seconds
 
 

@@ -19,13 +19,13 @@ from sfumato.core.devices import autocast_type, find_device
 from sfumato.core.errors import InputError
 from sfumato.core.streams import mix_seed
 from sfumato.data import ImageSet
-from sfumato.engine.budget import Budget
-from sfumato.training.loop import Progress
-from sfumato.training.small import SmallRun, small_steps
+from sfumato.engine import Budget, Moment, Objective, Progress, decay_groups, train_steps
+from sfumato.engine.schedule import cosine
 
 BATCH = 256  # the other images of a batch are an image's negatives: the more, the better
 RATE = 2e-3
 WEIGHT_DECAY = 0.1
+WARMUP = 0.05  # share of the budget
 TURN = 0.12  # radians at most, each way
 ZOOM = 0.12  # of the logarithm of the size
 SHIFT = 0.08  # of half the side
@@ -105,8 +105,8 @@ def augment(x: Tensor, generator: torch.Generator) -> Tensor:
     return (0.5 + (x - 0.5) * (1 + contrast) + brightness).clamp(0, 1)
 
 
-class ContrastiveRun(SmallRun):
-    """One training of an ImageTextModel.
+class ContrastiveObjective(Objective):
+    """The contrastive loss of an ImageTextModel.
 
     Args:
         model: on the device where it is to be trained.
@@ -115,8 +115,11 @@ class ContrastiveRun(SmallRun):
         features: what the encoder makes of images; None augments and encodes them anew each time.
     """
 
+    clip = 1.0
+    advice = "look at the images, or start again with another --seed"
+
     def __init__(
-        self, model: ImageTextModel, data: ImageSet, store: LatentStore, seed: int, features: Features | None = None
+        self, model: ImageTextModel, data: ImageSet, store: LatentStore, features: Features | None = None
     ) -> None:
         self.model, self.data, self.store = model, data, store
         self.captions, self.truth = captions_of(data), Truth(data)
@@ -124,19 +127,27 @@ class ContrastiveRun(SmallRun):
         count = min(BATCH, len(data))
         if count < 2:
             raise InputError(f"{data.name} has {count} image: telling images apart by texts needs 2 or more")
-        super().__init__(model, self._loss, batch=count, rate=RATE, weight_decay=WEIGHT_DECAY, seed=seed)
+        groups = decay_groups(model.parameters(), WEIGHT_DECAY)
+        super().__init__(model, [torch.optim.AdamW(groups, lr=RATE, betas=(0.9, 0.99))], count)
 
     def _encoded(self, index: np.ndarray, generator: torch.Generator) -> Tensor:
         return self.model.encoder(augment(self.data.pixels(index).to(self.model.device), generator))
 
-    def _loss(self, generator: torch.Generator) -> Tensor:
-        index = torch.randperm(len(self.data), generator=generator)[: self.batch].numpy()
+    def learning_rate(self, moment: Moment) -> float:
+        return cosine(RATE, moment.fraction, rise=WARMUP)
+
+    def losses(self, moment: Moment) -> Iterator[Tensor]:
+        generator = moment.generator()
+        index = torch.randperm(len(self.data), generator=generator)[: self.images_per_step].numpy()
         texts = draw_texts(self.captions, index, generator)
         number = autocast_type(self.model.device)
         with torch.autocast(self.model.device.type, number, enabled=number is not None):
             images = self.model.of_features(self.features(index, generator))
-            told = self.model.of_latents(self.store[texts])
-        return contrastive_loss(images, told, self.model.scale, self.truth.same(index, texts))
+            latents = self.model.of_latents(self.store[texts])
+        yield contrastive_loss(images, latents, self.model.scale, self.truth.same(index, texts))
+
+    def save(self, out: Path) -> None:
+        self.model.save(out)
 
 
 def new_model(data: ImageSet, text: str, seed: int, device: torch.device, **how: Any) -> ImageTextModel:
@@ -149,23 +160,15 @@ def new_model(data: ImageSet, text: str, seed: int, device: torch.device, **how:
 
 
 def contrastive_steps(
-    data: ImageSet,
-    out: str | Path,
-    *,
-    text: str = MINILM,
-    minutes: float | None = None,
-    images: int | None = None,
-    steps: int | None = None,
-    device: str = "auto",
-    seed: int = 0,
+    data: ImageSet, out: str | Path, budget: Budget, *, text: str = MINILM, device: str = "auto", seed: int = 0
 ) -> Iterator[Progress]:
-    """Train an image-text embedding step by step; the same call goes on where the folder ``out`` stands.
+    """Train an image-text embedding step by step; the same call resumes from the folder ``out``.
 
     Args:
         data: captioned images; each time one of an image's captions is drawn.
         out: the folder, which gets ``model.safetensors`` and ``config.json``, see ``conditions.image``.
+        budget: in minutes, images or steps.
         text: the frozen language model, see ``conditions.text.find_encoder``.
-        minutes, images, steps: the budget, one of them.
         device: auto, cpu or cuda.
         seed: of the weights and of everything random in training.
 
@@ -175,10 +178,10 @@ def contrastive_steps(
     captions = captions_of(data)
     model = new_model(data, text, seed, find_device(device))
     store = LatentStore([one for texts in captions for one in texts], model.reader)
-    run = ContrastiveRun(model, data, store, seed)
     identity = {
         "data": f"{data.name} ({len(data)} images, {data.fingerprint()})",
         "text": f"{text} ({model.reader.fingerprint})",
         "seed": seed,
     }
-    return small_steps(run, Budget.of(minutes, images, steps), Path(out), identity, model.save)
+    objective = ContrastiveObjective(model, data, store)
+    return train_steps(objective, budget, seed=seed, out=Path(out), identity=identity)

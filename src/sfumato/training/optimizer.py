@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from sfumato.config import Config
 from sfumato.core.devices import autocast_type
 from sfumato.denoisers.layers import LevelEmbedding, Modulation
+from sfumato.engine import decay_groups
 
 STEPS = 5  # Newton-Schulz iterations
 QUINTIC = (3.4445, -4.7750, 2.0315)  # of the iteration X <- a X + (b X X' + c (X X')^2) X, tuned by Jordan for 5 steps
@@ -81,11 +82,8 @@ def optimizers(denoiser: nn.Module, config: Config) -> list[torch.optim.Optimize
         inner = [m.weight for m in layers if min(m.weight.shape[:2]) >= INNER]
     chosen = set(inner)
     rest = [p for p in denoiser.parameters() if p not in chosen]
-    groups = [
-        {"params": [p for p in rest if p.ndim > 1], "weight_decay": config.weight_decay, "lr": 0.0},
-        {"params": [p for p in rest if p.ndim <= 1], "weight_decay": 0.0, "lr": 0.0},
-    ]
-    made: list[torch.optim.Optimizer] = [torch.optim.AdamW(groups, betas=(0.9, 0.99), fused=True)]
+    groups = decay_groups(rest, config.weight_decay)
+    made: list[torch.optim.Optimizer] = [torch.optim.AdamW(groups, lr=0.0, betas=(0.9, 0.99), fused=True)]
     if inner:
         made.append(Muon([{"params": inner, "weight_decay": config.weight_decay, "lr": 0.0}]))
     return made

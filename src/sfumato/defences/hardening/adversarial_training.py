@@ -2,7 +2,7 @@
 
     min over weights  E max over ||d|| <= eps, x + d in [0, 1]  loss(f(x + d), y)        Madry et al. 2018, equation 2.1
 
-``METHODS`` holds an objective (see ``classifiers.run``) for each way to approach it.
+``METHODS`` holds a loss (see ``classifiers.objective``) for each way to approach it.
 """
 
 from __future__ import annotations
@@ -18,10 +18,11 @@ from sfumato.attacks.ascent import ascend
 from sfumato.attacks.batching import random_start
 from sfumato.attacks.losses import cross_entropy
 from sfumato.attacks.norms import check_norm
-from sfumato.classifiers.run import Moment, Network, Objective, plain
+from sfumato.classifiers.objective import BatchLoss, Network, standard
 from sfumato.core.errors import InputError
 from sfumato.core.registry import Registry
 from sfumato.core.streams import Streams
+from sfumato.engine import Moment
 
 NORMS = ("Linf", "L2")
 NOISY = ("noise", "denoised")  # methods that train for smoothing (``certify``), not for the bare classifier
@@ -62,7 +63,7 @@ class Threat:
         return self.eps * min(1.0, moment.fraction / WARMUP)
 
 
-METHODS: Registry[Callable[[Threat], Objective]] = Registry("method")
+METHODS: Registry[Callable[[Threat], BatchLoss]] = Registry("method")
 """From what to be robust against to what each step of training lowers."""
 
 
@@ -118,34 +119,34 @@ def _worst(
 
 
 @METHODS.add("pgd")
-def pgd_training(threat: Threat) -> Objective:
+def pgd_training(threat: Threat) -> BatchLoss:
     """Cross-entropy at what projected gradient descent finds (Madry et al. 2018, arXiv 1706.06083, section 2)."""
 
     def objective(network: Network, x: Tensor, y: Tensor, moment: Moment) -> tuple[Tensor, Tensor]:
         worst = _worst(threat, network, x, moment, lambda logits: cross_entropy(logits, y))
-        return plain(network, worst, y, moment)
+        return standard(network, worst, y, moment)
 
     return objective
 
 
 @METHODS.add("fast")
-def fast_training(threat: Threat) -> Objective:
+def fast_training(threat: Threat) -> BatchLoss:
     """Cross-entropy one step from a random start (Wong et al. 2020, arXiv 2001.03994, algorithm 3).
 
     It may learn to bend the loss so that one step finds nothing, and be robust against that step only (catastrophic
-    overfitting, their section 5); see ``hardening.HardeningRun`` for what notices that.
+    overfitting, their section 5); see ``harden.HardeningObjective`` for what notices that.
     """
 
     def objective(network: Network, x: Tensor, y: Tensor, moment: Moment) -> tuple[Tensor, Tensor]:
         single = replace(threat, steps=1)
         worst = _worst(single, network, x, moment, lambda logits: cross_entropy(logits, y), FAST_STEP)
-        return plain(network, worst, y, moment)
+        return standard(network, worst, y, moment)
 
     return objective
 
 
 @METHODS.add("trades")
-def trades_training(threat: Threat) -> Objective:
+def trades_training(threat: Threat) -> BatchLoss:
     """``CE(f(x), y) + beta max KL(f(x) || f(x'))`` (Zhang et al. 2019, arXiv 1901.08573, equation 5).
 
     Clean and worst images go through batch normalisation as one batch, so that both see the statistics of both, as they
@@ -164,18 +165,18 @@ def trades_training(threat: Threat) -> Objective:
 
 
 @METHODS.add("noise")
-def noise_training(threat: Threat) -> Objective:
+def noise_training(threat: Threat) -> BatchLoss:
     """Cross-entropy of images with Gaussian noise on them, which the batches come with (``noise_of``); no attack."""
-    return plain
+    return standard
 
 
 @METHODS.add("denoised")
-def denoised_training(threat: Threat) -> Objective:
+def denoised_training(threat: Threat) -> BatchLoss:
     """Cross-entropy of what a denoiser makes of images with Gaussian noise on them, as ``certify`` shows them; no attack.
 
     The classifier of denoised smoothing, fine-tuned (Carlini et al. 2023, arXiv 2206.10550, section 4).
     """
-    return plain
+    return standard
 
 
 def noise_of(threat: Threat) -> float:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -18,11 +18,11 @@ from torch import Tensor, nn
 from sfumato.attacks.losses import cross_entropy, reached
 from sfumato.classifiers.accuracy import match_labels
 from sfumato.classifiers.classifier import Classifier
-from sfumato.classifiers.heldout import training_and_test
+from sfumato.classifiers.heldout import Divided, training_and_test
 from sfumato.classifiers.networks import NETWORKS
-from sfumato.classifiers.run import Moment, Network, Run, part
+from sfumato.classifiers.objective import ClassifierObjective, Network
 from sfumato.classifiers.saved import load_classifier
-from sfumato.classifiers.training import Budget, Progress, described, open_folder, steps_of
+from sfumato.classifiers.training import ClassifierRequest, described
 from sfumato.core.checkpoint import digest
 from sfumato.core.errors import InputError
 from sfumato.core.streams import mix_seed
@@ -31,6 +31,8 @@ from sfumato.defences.compatibility import check_smoothing
 from sfumato.defences.hardening import generated
 from sfumato.defences.hardening.adversarial_training import FAST_STEP, METHODS, NOISY, Threat, maximise, noise_of
 from sfumato.defences.smoothing.certify import PixelDenoiser
+from sfumato.engine import Average, Budget, Moment, Progress, train_steps
+from sfumato.engine.resume import check_run
 from sfumato.generator import Generator
 
 GUARD_EVERY = 50  # steps between two looks at the held-out images
@@ -40,63 +42,85 @@ DROP = 0.1  # of the accuracy under PGD: three standard errors with so many imag
 REFRESHED = 20  # batches from which the averaged weights' batch statistics are taken
 
 
+@dataclass(frozen=True, kw_only=True)
+class HardeningRequest(ClassifierRequest):
+    """One adversarial training of a classifier from its own weights.
+
+    Its ``data``, ``out``, budget, ``shift``, ``flip``, ``fit``, ``seed`` and ``test`` are those of
+    :class:`ClassifierRequest`; the network and the size follow from the classifier.
+
+    Attributes:
+        classifier: around one of ``classifiers.NETWORKS``; it is left as it is.
+        method: pgd, fast, trades, noise or denoised: a name in ``adversarial_training.METHODS``.
+        norm: Linf or L2.
+        eps: radius of the ball to be robust in, of pixels in [0, 1]; methods noise and denoised: see ``noise_of``.
+        generator: of images of the same classes; they make up ``share`` of each batch. Method denoised wants one, whose
+            denoiser will stand in front of the classifier, and no images are sampled from it. Sampling takes at most a
+            fifth of the minutes; there are no more generated than training images.
+        share: of generated images in each batch, over 0 and below 1; less where they are few (``generated.affordable``).
+        steps: gradients for each adversarial example (pgd, trades).
+        beta: of TRADES.
+        sampling: called with (images sampled, images in all) while the generator samples.
+    """
+
+    classifier: Classifier
+    method: str = "trades"
+    norm: str = "Linf"
+    eps: float = 8 / 255
+    generator: Generator | None = None
+    share: float = generated.SHARE
+    steps: int = Threat.steps
+    beta: float = Threat.beta
+    sampling: Callable[[int, int], None] | None = None
+
+    @property
+    def threat(self) -> Threat:
+        """What to be robust against."""
+        return Threat(self.norm, self.eps, self.steps, self.beta)
+
+    def settings(self, train: ImageSet) -> dict[str, Any]:
+        """What makes a training this one."""
+        hardening: dict[str, Any] = {"method": self.method, "norm": self.norm, "eps": self.eps}
+        found = {
+            **self.augmentation(train),
+            **described(train, self.seed),
+            "labels": list(self.classifier.labels),
+            "from": digest(self.classifier.module),
+            "hardening": hardening,
+        }
+        if self.method in NOISY:
+            found["noise"] = noise_of(self.threat)
+        elif self.method != "fast":
+            hardening["steps"] = self.steps
+        if self.method == "trades":
+            hardening["beta"] = self.beta
+        if self.generator is not None and self.method == "denoised":
+            hardening["denoiser"] = digest(self.generator.denoiser)
+        elif self.generator is not None:
+            found["generated"] = {"generator": digest(self.generator.denoiser), "share": self.share}
+        return found
+
+
 def harden(
     classifier: Classifier,
     data: str | Path | ImageSet,
     out: str | Path,
     *,
     progress: Callable[[Progress], None] | None = None,
-    **how: Any,
+    **options: Any,
 ) -> Classifier:
-    """Harden to the end of the budget; see ``hardening_steps``, of which this uses up every step."""
-    for step in hardening_steps(classifier, data, out, **how):
+    """Harden to the end of the budget; ``options`` are the other fields of :class:`HardeningRequest`."""
+    for step in hardening_steps(HardeningRequest(classifier=classifier, data=data, out=out, **options)):
         if progress is not None:
             progress(step)
     return load_classifier(out, classifier.device)
 
 
-def hardening_steps(
-    classifier: Classifier,
-    data: str | Path | ImageSet,
-    out: str | Path,
-    *,
-    method: str = "trades",
-    norm: str = "Linf",
-    eps: float = 8 / 255,
-    generator: Generator | None = None,
-    share: float = generated.SHARE,
-    minutes: float | None = None,
-    epochs: float | None = None,
-    steps: int = Threat.steps,
-    beta: float = Threat.beta,
-    shift: int | None = None,
-    flip: bool | None = None,
-    fit: str = "crop",
-    seed: int = 0,
-    test: ImageSet | None = None,
-    drawing: generated.Progress | None = None,
-) -> Iterator[Progress]:
-    """Train a classifier on, step by step, from its own weights; it is left as it is, the result is in ``out``.
+def hardening_steps(request: HardeningRequest) -> Iterator[Progress]:
+    """Train a classifier on adversarial examples, step by step; the result is in the folder ``out``.
 
-    The loop is that of ``classifiers.training_steps``: the same budget, augmentation and checkpoints, and going on after
-    a stop, to the bit for a budget in epochs. What is written at the end are averaged weights (``HardeningRun``).
-
-    Args:
-        classifier: around one of ``classifiers.NETWORKS``.
-        data: labelled images of its classes, as for ``training_steps``.
-        out: the folder.
-        method: pgd, fast, trades, noise or denoised: a name in ``adversarial_training.METHODS``.
-        norm: Linf or L2.
-        eps: radius of the ball to be robust in, of pixels in [0, 1]; methods noise and denoised: see ``noise_of``.
-        generator: of images of the same classes; they make up ``share`` of each batch. Method denoised wants one, whose
-            denoiser will stand in front of the classifier, and draws nothing.
-        share: of generated images in each batch, over 0 and below 1; less where they are few (``generated.affordable``).
-        minutes, epochs: the budget, or what comes first of both; 3 minutes or 60 epochs when neither is given. Drawing
-            images takes at most a fifth of the minutes; they are no more than the training images.
-        steps: gradients for each worst image (pgd, trades).
-        beta: of TRADES.
-        shift, flip, fit, seed, test: as for ``training_steps``.
-        drawing: called with (images drawn, images in all) while the generator draws.
+    As ``classifiers.classifier_steps``: the same budget, augmentation and checkpoints, resumed to the bit for a budget in
+    epochs. What is written at the end are averaged weights (``HardeningObjective``).
 
     Yields:
         Progress after each step; its accuracy is that on the images trained on, perturbed where they are.
@@ -105,62 +129,69 @@ def hardening_steps(
         InputError: settings, data or a generator that do not fit, or a folder that holds something else; before the
             first step is asked for.
     """
-    budget = Budget.of(minutes, epochs)
-    threat = Threat(norm, eps, steps, beta)
-    METHODS.find(method)
-    if not 0 < share < 1:
-        raise InputError(f"share {share:g} of generated images leaves no mix: give a number over 0 and below 1")
+    budget, classifier = request.budget, request.classifier
+    METHODS.find(request.method)
+    threat, generator = request.threat, request.generator
+    if not 0 < request.share < 1:
+        raise InputError(f"share {request.share:g} of generated images leaves no mix: give a number over 0 and below 1")
     check_trainable(classifier)
-    train, tested, held_out = training_and_test(data, test, classifier.size, fit)
-    labels = match_labels(classifier, train)
-    unseen = [name for name in classifier.labels if name not in train.classes] if classifier.named else []
+    data = training_and_test(request.data, request.test, classifier.size, request.fit)
+    labels = _check_classes(classifier, data)
+    settings = request.settings(data.train)
+    denoise = _denoiser(generator, classifier, data.train, noise_of(threat)) if request.method == "denoised" else None
+    objective = HardeningObjective(data, labels, trainable_copy(classifier), settings, threat, denoise)
+    check_run(Path(request.out), settings)  # before images are sampled for it
+    if "generated" in settings and generator is not None:
+        generated.check_generator(generator, classifier, data.train)
+        pool = _sampled(request, settings, len(data.train))
+        objective.mix(pool, request.share)
+        budget = _what_is_left(budget, pool)
+    return train_steps(objective, budget, seed=request.seed, out=Path(request.out), identity=settings)
+
+
+def _check_classes(classifier: Classifier, data: Divided) -> Tensor:
+    """(N,) labels of the training images, as the classifier numbers them; InputError where data and classifier do not fit."""
+    labels = match_labels(classifier, data.train)
+    unseen = [name for name in classifier.labels if name not in data.train.classes] if classifier.named else []
     if unseen:
-        raise InputError(f"the classifier knows a class {unseen[0]!r}, data {train.name!r} does not, and it would be "
-                         "forgotten: give data of all of its classes")  # fmt: skip
-    classifier.logits(train.pixels(0))  # tells of channels that do not fit
-    match_labels(classifier, tested)
-    settings = {
-        **described(train, seed),
-        **({} if shift is None else {"shift": shift}),
-        **({} if flip is None else {"flip": flip}),
-        "labels": list(classifier.labels),
-        "from": digest(classifier.module),
-        "hardening": {"method": method, "norm": norm, "eps": eps},
-    }
-    denoise = None
-    if method in NOISY:
-        settings["noise"] = noise_of(threat)
-        denoise = None if method == "noise" else _denoiser(generator, classifier, train, noise_of(threat))
-    elif method != "fast":
-        settings["hardening"]["steps"] = steps
-    if method == "trades":
-        settings["hardening"]["beta"] = beta
-    if denoise is not None and generator is not None:
-        settings["hardening"]["denoiser"] = digest(generator.denoiser)
-        generator = None
-    if generator is not None:
-        generated.check_generator(generator, classifier, train)
-        settings["generated"] = {"generator": digest(generator.denoiser), "share": share}
-    if not 0 <= settings["shift"] < min(train.size):
-        raise InputError(f"shift {shift} pixels does not fit images of {min(train.size)}: give 0 or a few")
-    run = HardeningRun(train, labels, _copy(classifier), settings, threat, denoise)
-    open_folder(run, Path(out))
-    if generator is not None:
-        time = None if budget.minutes is None else generated.TIME_SHARE * 60 * budget.minutes
-        passes = 1.0 if budget.epochs is None else min(1.0, budget.epochs * share / (1 - share))
-        pool = generated.draw_pool(
-            generator, classifier, Path(out) / generated.FILE, most=max(1, round(passes * len(train))), seconds=time,
-            seed=seed, progress=drawing,
-            identity={"from": settings["from"], "generator": settings["generated"]["generator"], "seed": seed},
-        )  # fmt: skip
-        run.mix(pool, share)
-        if budget.minutes is not None:
-            left = budget.minutes - pool.seconds / 60
-            if left <= 0:
-                raise InputError(f"--minutes {budget.minutes:g} leave no time to train after the {pool.seconds:.0f} s that "
-                                 f"{pool.drawn} generated images took, which are kept: give more minutes")  # fmt: skip
-            budget = replace(budget, minutes=left)
-    return steps_of(run, budget, Path(out), tested, held_out)
+        raise InputError(
+            f"the classifier knows a class {unseen[0]!r}, data {data.train.name!r} does not, and it would be forgotten: "
+            "give data of all of its classes"
+        )
+    classifier.logits(data.train.pixels(0))  # tells of channels that do not fit
+    match_labels(classifier, data.test)
+    return labels
+
+
+def _sampled(request: HardeningRequest, settings: Mapping[str, Any], count: int) -> generated.Pool:
+    """The generated images, from the folder as far as they are there."""
+    budget = request.budget
+    passes = 1.0 if budget.epochs is None else min(1.0, budget.epochs * request.share / (1 - request.share))
+    identity = {"from": settings["from"], "generator": settings["generated"]["generator"], "seed": request.seed}
+    assert request.generator is not None
+    return generated.draw_pool(
+        request.generator,
+        request.classifier,
+        Path(request.out) / generated.FILE,
+        identity=identity,
+        most=max(1, round(passes * count)),
+        seconds=None if budget.minutes is None else generated.TIME_SHARE * 60 * budget.minutes,
+        seed=request.seed,
+        progress=request.sampling,
+    )
+
+
+def _what_is_left(budget: Budget, pool: generated.Pool) -> Budget:
+    """The budget less the time that sampling took."""
+    if budget.minutes is None:
+        return budget
+    left = budget.minutes - pool.seconds / 60
+    if left <= 0:
+        raise InputError(
+            f"--minutes {budget.minutes:g} leave no time to train after the {pool.seconds:.0f} s that {pool.drawn} generated "
+            "images took, which are kept: give more minutes"
+        )
+    return replace(budget, minutes=left)
 
 
 def _denoiser(generator: Generator | None, classifier: Classifier, data: ImageSet, sigma: float) -> PixelDenoiser:
@@ -174,29 +205,33 @@ def _denoiser(generator: Generator | None, classifier: Classifier, data: ImageSe
 def check_trainable(classifier: Classifier) -> None:
     """InputError unless the classifier's weights can be trained here, and saved."""
     if type(classifier.module) not in NETWORKS.values():
-        raise InputError(f"a classifier around {type(classifier.model).__name__} cannot be hardened, only sfumato's networks "
-                         f"({', '.join(NETWORKS)}): give a folder that 'sfumato classifier train' wrote")  # fmt: skip
+        raise InputError(
+            f"a classifier around {type(classifier.model).__name__} cannot be hardened, only sfumato's networks "
+            f"({', '.join(NETWORKS)}): give a folder that 'sfumato classifier train' wrote"
+        )
     if classifier.mean is None or classifier.size is None or classifier.channels is None:
-        raise InputError("a classifier is hardened and saved with its mean, std, size and channels: give all four to "
-                         "Classifier(...)")  # fmt: skip
+        raise InputError(
+            "a classifier is hardened and saved with its mean, std, size and channels: give all four to Classifier(...)"
+        )
 
 
-class HardeningRun(Run):
-    """A run whose images are perturbed, or noised and denoised, and mixed with generated ones, whose weights are averaged, and which is guarded.
+class HardeningObjective(ClassifierObjective):
+    """Images perturbed, or noised and denoised, and mixed with generated ones; weights averaged; and a guard.
 
-    Averaging: ``average <- average + (w - average) 9 / (10 + t)`` after step t, which is the mean over about the last
-    ninth of the steps, however many there are. Only weights are averaged: the running statistics of batch normalisation
-    are measured anew for them at the end, for those of other weights do not fit.
+    Averaging: ``average <- average + (w - average) 9 / (10 + t)`` after step t, which is the mean over
+    about the last ninth of the steps, however many there are. Only weights are averaged: the running statistics of batch
+    normalisation are measured anew for them at the end, for those of other weights do not fit.
 
     The guard, for method fast: every 50 steps the accuracy of images that are not trained on is taken, under the one
     step of training and under PGD. Where the latter falls while the former does not, training has found weights that
-    defeat this one step only (Wong et al. 2020, section 5): it goes back to the last weights that stood PGD as well
-    as the best, within half of the drop that alarms, and from there on takes the several steps of method pgd.
+    defeat this one step only (catastrophic overfitting, Wong et al. 2020, section 5): it goes back to the last weights
+    that were as robust to PGD as the best, within half of the drop that alarms, and continues with the several steps of
+    method pgd.
     """
 
     def __init__(
         self,
-        data: ImageSet,
+        data: Divided,
         labels: Tensor,
         classifier: Classifier,
         settings: Mapping[str, Any],
@@ -204,28 +239,27 @@ class HardeningRun(Run):
         denoise: PixelDenoiser | None = None,
     ) -> None:
         method = settings["hardening"]["method"]
-        order = torch.randperm(len(data), generator=torch.Generator().manual_seed(0))
-        held = min(GUARD_IMAGES, len(data) // 10) if method == "fast" else 0
+        order = torch.randperm(len(data.train), generator=torch.Generator().manual_seed(0))
+        held = min(GUARD_IMAGES, len(data.train) // 10) if method == "fast" else 0
         super().__init__(data, labels, classifier, settings, METHODS.find(method)(threat), order[held:])
         self.threat, self.denoise = threat, denoise
         self.pool: generated.Pool | None = None
         self.guarded = order[:held]  # rows
-        self.average = {name: weight.detach().clone() for name, weight in self.module.named_parameters()}
+        self.average: Average[nn.Module] = Average(self.network, lambda number: 9 / (10 + number))
         self.good: dict[str, Tensor] = {}  # what the guard goes back to
         self.highest, self.collapsed_at = 0.0, 0
 
     def mix(self, pool: generated.Pool, share: float) -> None:
         """From now on so much of each batch is generated, or less: no image is seen much more often than one of the data."""
         self.pool = pool
-        self.real = max(
-            1, self.batch - round(generated.affordable(share, len(pool.images), len(self.rows)) * self.batch)
-        )
+        share = generated.affordable(share, len(pool.images), len(self.rows))
+        self.use_data(max(1, self.images_per_step - round(share * self.images_per_step)))
 
     def mixed(self, x: Tensor, y: Tensor, stream: torch.Generator) -> tuple[Tensor, Tensor]:
         """With the generated images that the batch has places for."""
         if self.pool is None:
             return x, y
-        more, labels = self.pool.take(self.batch - self.real, stream)
+        more, labels = self.pool.take(self.images_per_step - self.real, stream)
         return torch.cat([x, more]), torch.cat([y, labels])
 
     def batch_of(self, rows: Tensor, stream: torch.Generator) -> tuple[Tensor, Tensor]:
@@ -236,83 +270,71 @@ class HardeningRun(Run):
         with torch.no_grad():
             return self.denoise(x, self.settings["noise"]), y
 
-    def advance(self, fraction: float) -> None:
-        """One step, and what follows it."""
-        super().advance(fraction)
-        for name, weight in self.module.named_parameters():
-            self.average[name].lerp_(weight.detach(), 9 / (10 + self.step))
-        if len(self.guarded) and not self.collapsed_at and self.step % GUARD_EVERY == 0:
-            self._look()
-
-    def _look(self) -> None:
-        single, several = accuracies(
-            self.network, self.data.pixels(self.guarded).to(self.device), self.labels[self.guarded].to(self.device),
-            self.threat,
-        )  # fmt: skip
+    def after_step(self, moment: Moment) -> str:
+        """The guard's look, and what it says."""
+        if not len(self.guarded) or self.collapsed_at or moment.step % GUARD_EVERY:
+            return ""
+        x, y = self.data.pixels(self.guarded).to(self.device), self.labels[self.guarded].to(self.device)
+        single, several = accuracies(self.logits, x, y, self.threat)
         if not (self.good and several < self.highest - DROP and single > several + DROP):
             self.highest = max(self.highest, several)
-            if self.good and several < self.highest - DROP / 2:
-                return  # it may be sliding: nothing to go back to
-            kept = {**self._weights(), **{f"average.{name}": tensor for name, tensor in self.average.items()}}
-            self.good = {name: tensor.detach().clone() for name, tensor in kept.items()}
-            return
-        self.module.load_state_dict(part(self.good, "weight."))
-        self.average = part(self.good, "average.")
-        self.optimizer.state.clear()  # the momentum leads to where this went wrong
+            if not self.good or several >= self.highest - DROP / 2:  # below, it may be sliding: nothing to go back to
+                kept = {f"weight.{name}": tensor for name, tensor in self.network.state_dict().items()}
+                self.good = {name: tensor.clone() for name, tensor in (kept | self.average.tensors()).items()}
+            return ""
+        weights = {name: tensor for name, tensor in self.good.items() if name.startswith("weight.")}
+        self.network.load_state_dict({name.removeprefix("weight."): tensor for name, tensor in weights.items()})
+        self.average.restore(self.good)
+        for optimizer in self.optimizers:
+            optimizer.state.clear()  # the momentum leads to where this went wrong
         self.good = {}
-        self._cure(self.step)
-        self.remark = (
-            f"catastrophic overfitting after step {self.step:,}: {single:.0%} of held-out images stand one step, {several:.0%} "
-            f"stand {GUARD_STEPS} ({self.highest:.0%} did); back to weights from before, and on with PGD of {self.threat.steps} steps"
+        self._continue_with_pgd(moment.step)
+        return (
+            f"catastrophic overfitting after step {moment.step:,}: {single:.0%} of held-out images are robust to one step, "
+            f"{several:.0%} to {GUARD_STEPS} ({self.highest:.0%} were); back to earlier weights, and on with PGD of "
+            f"{self.threat.steps} steps"
         )
 
-    def _cure(self, step: int) -> None:
+    def _continue_with_pgd(self, step: int) -> None:
         self.collapsed_at = step
-        self.objective = METHODS.find("pgd")(self.threat)
+        self.batch_loss = METHODS.find("pgd")(self.threat)
 
     def finished(self) -> Classifier:
         """The classifier with averaged weights."""
-        averaged = _copy(self.classifier)
+        averaged = trainable_copy(self.classifier)
         network = Network(averaged)
         with torch.no_grad():
             for name, weight in network.module.named_parameters():
-                weight.copy_(self.average[name])
+                weight.copy_(self.average.averages[name])
         norms = [layer for layer in network.module.modules() if isinstance(layer, nn.modules.batchnorm._BatchNorm)]
         for index in range(REFRESHED if norms else 0):
             for layer in norms:
                 layer.momentum = 1 / (index + 1)  # the mean over all batches; the first replaces what was there
             network.module.train()
-            stream = torch.Generator().manual_seed(mix_seed(self.seed, index))
+            moment = Moment(index, 1.0, mix_seed(self.seed, index))
+            stream = moment.generator()
             rows = self.rows[torch.randint(len(self.rows), (self.real,), generator=stream)]
-            x, y = self.batch_of(rows, stream)
-            self.objective(network, x, y, Moment(mix_seed(self.seed, index), 1.0))  # in passing, statistics are taken
+            self.batch_loss(network, *self.batch_of(rows, stream), moment)  # in passing, statistics are taken
         network.module.eval()
         return averaged
 
     def notes(self) -> dict[str, Any]:
         found = {**super().notes(), **{key: self.settings[key] for key in ("hardening", "from")}}
         if self.pool is not None:
-            share = 1 - self.real / self.batch
+            share = 1 - self.real / self.images_per_step
             found["generated"] = {**self.settings["generated"], "share": round(share, 4), **self.pool.counts()}
         return found | ({"collapsed_at": self.collapsed_at} if len(self.guarded) else {})
 
-    def tensors(self) -> dict[str, Tensor]:
-        found = {**super().tensors(), **{f"average.{name}": tensor for name, tensor in self.average.items()}}
-        return found | {f"good.{name}": tensor for name, tensor in self.good.items()}
+    def state(self) -> tuple[dict[str, Tensor], dict[str, Any]]:
+        kept = {f"good.{name}": tensor for name, tensor in self.good.items()}
+        return kept, {"highest": self.highest, "collapsed_at": self.collapsed_at}
 
-    def numbers(self) -> dict[str, Any]:
-        return {**super().numbers(), "highest": self.highest, "collapsed_at": self.collapsed_at}
-
-    def restore(self, tensors: Mapping[str, Tensor], numbers: Mapping[str, Any]) -> None:
-        super().restore(tensors, numbers)
-        self.average = {name: tensors[f"average.{name}"].to(self.device, copy=True) for name in self.average}
-        self.good = {name: tensor.to(self.device, copy=True) for name, tensor in part(tensors, "good.").items()}
+    def restore(self, tensors: dict[str, Tensor], numbers: dict[str, Any]) -> None:
+        found = {name: tensor for name, tensor in tensors.items() if name.startswith("good.")}
+        self.good = {name.removeprefix("good."): tensor.to(self.device, copy=True) for name, tensor in found.items()}
         self.highest = float(numbers["highest"])
         if numbers["collapsed_at"]:
-            self._cure(int(numbers["collapsed_at"]))
-
-    def _weights(self) -> dict[str, Tensor]:
-        return {f"weight.{name}": tensor for name, tensor in self.module.state_dict().items()}
+            self._continue_with_pgd(int(numbers["collapsed_at"]))
 
 
 def accuracies(network: Network, x: Tensor, y: Tensor, threat: Threat) -> tuple[float, float]:
@@ -327,11 +349,15 @@ def accuracies(network: Network, x: Tensor, y: Tensor, threat: Threat) -> tuple[
     return found[0], found[1]
 
 
-def _copy(classifier: Classifier) -> Classifier:
+def trainable_copy(classifier: Classifier) -> Classifier:
     """The same with weights of its own."""
     assert classifier.module is not None
     return Classifier(
-        copy.deepcopy(classifier.module), mean=classifier.mean, std=classifier.std,
-        labels=classifier.labels if classifier.named else (), size=classifier.size, channels=classifier.channels,
+        copy.deepcopy(classifier.module),
+        mean=classifier.mean,
+        std=classifier.std,
+        labels=classifier.labels if classifier.named else (),
+        size=classifier.size,
+        channels=classifier.channels,
         device=classifier.device,
-    )  # fmt: skip
+    )

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import math
-
 import torch
 from torch import Tensor
 
@@ -112,15 +110,3 @@ def _rung_loss(
     # One w_t a rung, such that the smooth part of x^ counts as much as with target x.
     scale = (1 - (next_up.sigma / noisy.sigma) ** 2) ** -2
     return scale * _weighted(decoded - z_next, stage, on_p, on_p)
-
-
-def gamma_of_width(width: float) -> float:
-    """The exponent of the power-function average whose relative width is ``width`` (EDM2, equation 17)."""
-    low, high = 0.0, 1e6
-    for _ in range(200):  # sigma_rel(gamma) = sqrt((gamma + 1) / ((gamma + 2)^2 (gamma + 3))) falls with gamma
-        middle = (low + high) / 2
-        if math.sqrt((middle + 1) / ((middle + 2) ** 2 * (middle + 3))) > width:
-            low = middle
-        else:
-            high = middle
-    return (low + high) / 2
