@@ -161,7 +161,7 @@ def test_contributing(sfumato: Command, inside: Path, extended: list[set[str]]) 
     from sfumato.generator import Generator
 
     assert sfumato("train", "--data", "digits", "--steps", "2", "--out", "runs/digits").status == 0
-    run_blocks((ROOT / "CONTRIBUTING.md").read_text(), sfumato)
+    defined = run_blocks((ROOT / "CONTRIBUTING.md").read_text(), sfumato)
     # The sampler is one: its own pictures, the same again for the same seed.
     generator = Generator.from_pretrained("runs/digits")
     drawn = generator.sample(2, sampler="midpoint", steps=8)
@@ -185,6 +185,8 @@ def test_contributing(sfumato: Command, inside: Path, extended: list[set[str]]) 
     found = verified(classifier, x, ATTACKS["margin-step"](classifier, x, y, eps=0.3), y, eps=0.3)
     assert found.success.sum() > verified(classifier, x, (x + noise).clamp(0, 1), y).success.sum() + 10
     assert found.in_ball.all() and found.in_box.all()
+    # The training learns, and resumes where it stopped.
+    assert len(defined["losses"]) == 200 and defined["losses"][-1] < defined["losses"][0] / 2
 
 
 @pytest.fixture
