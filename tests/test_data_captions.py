@@ -18,17 +18,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
-from helpers.captioned import (
-    SHARED,
-    colour,
-    needs_shared,
-    picture,
-    pictures,
-    plain,
-    rows,
-    texts_by_image,
-    write,
-)
+from helpers.captioned import SHARED, colour, needs_shared, picture, pictures, plain, rows, texts_by_image, write
 from helpers.commands import Command
 from sfumato.core.errors import InputError
 from sfumato.data import ImageSet, captioned_grid, check, load, preview

@@ -15,16 +15,7 @@ from sklearn.neighbors import NearestNeighbors
 from sfumato.core.checkpoint import digest
 from sfumato.core.errors import InputError
 from sfumato.data import ImageSet
-from sfumato.metrics import (
-    FEATURES,
-    evaluate,
-    lines,
-    memorisation,
-    nearest,
-    neighbours,
-    picture,
-    reference_features,
-)
+from sfumato.metrics import FEATURES, evaluate, lines, memorisation, nearest, neighbours, picture, reference_features
 from sfumato.metrics.classifier import SmallClassifier, train_classifier
 from sfumato.metrics.features import reference_rows, subset
 

@@ -12,13 +12,7 @@ from sklearn.metrics import pairwise_distances
 from sklearn.metrics.pairwise import polynomial_kernel
 
 from sfumato.core.errors import InputError
-from sfumato.metrics import (
-    density_coverage,
-    frechet_distance,
-    kernel_distance,
-    manifold,
-    precision_recall,
-)
+from sfumato.metrics import density_coverage, frechet_distance, kernel_distance, manifold, precision_recall
 from sfumato.metrics.distances import moments, squared_mmd
 
 RNG = np.random.default_rng(7)

@@ -34,11 +34,9 @@ def make(folder: Path) -> bytes:
     """The .npz file, from the four files in ``folder``."""
     arrays = {}
     for split, each in EACH.items():
-        images, labels = (
-            read_idx(folder / f"{START[split]}-{kind}-ubyte.gz") for kind in ("images-idx3", "labels-idx1")
-        )
-        rows = chosen(labels, each)
-        arrays |= {f"x_{split}": images[rows], f"y_{split}": labels[rows]}  # (N, 28, 28) and (N,) uint8
+        x, y = (read_idx(folder / f"{START[split]}-{kind}-ubyte.gz") for kind in ("images-idx3", "labels-idx1"))
+        rows = chosen(y, each)
+        arrays |= {f"x_{split}": x[rows], f"y_{split}": y[rows]}  # (N, 28, 28) and (N,) uint8
     arrays["classes"] = np.array(ARTICLES)
     packed = io.BytesIO()
     with zipfile.ZipFile(packed, "w") as archive:

@@ -26,9 +26,7 @@ def find(path: str | Path) -> Path:
         return _from_hub(str(path)[3:])
     path = Path(path)
     if path.suffix.lower() in PICKLES:
-        raise InputError(
-            f"{path} is a pickle, which could run code when loaded: give a model.safetensors or its folder"
-        )
+        raise InputError(f"{path} is a pickle, which could run code if loaded: give a model.safetensors or its folder")
     file = path / MODEL if path.is_dir() else path
     if not file.exists():
         there = f"there is no {MODEL} in {path}" if path.is_dir() else f"{path} does not exist"
@@ -43,9 +41,8 @@ def _from_hub(name: str) -> Path:
     try:
         return Path(hf_hub_download(name, MODEL))
     except (HfHubHTTPError, HFValidationError, OSError) as error:
-        raise InputError(
-            f"hf:{name} cannot be fetched ({str(error).splitlines()[0]}): check the name and the network"
-        ) from None
+        reason = str(error).splitlines()[0]
+        raise InputError(f"hf:{name} cannot be fetched ({reason}): check the name and the network") from None
 
 
 def write(folder: Path, tensors: Mapping[str, Tensor], description: Mapping[str, Any]) -> None:

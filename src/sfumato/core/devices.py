@@ -18,9 +18,7 @@ def find_device(name: str | torch.device = "auto") -> torch.device:
     if device.type not in ("cpu", "cuda"):
         raise InputError(f"device {str(name)!r} is not supported: choose auto, cpu or cuda")
     if device.type == "cuda" and (not torch.cuda.is_available() or (device.index or 0) >= torch.cuda.device_count()):
-        raise InputError(
-            f"device {str(name)!r} was asked for, but this machine has no such GPU: use --device auto or cpu"
-        )
+        raise InputError(f"device {str(name)!r} was asked for, and there is no such GPU: use --device auto or cpu")
     return device
 
 

@@ -8,11 +8,14 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from typing import TypeVar
 
 import torch
 from torch import Tensor
 
 _MASK = 0xFFFFFFFF
+
+Number = TypeVar("Number", int, Tensor)
 
 
 def mix_seed(seed: int, index: int) -> int:
@@ -20,16 +23,8 @@ def mix_seed(seed: int, index: int) -> int:
 
     (torch keeps 32 bits of a CPU generator's seed, so that seeds drawn at random would collide within 10^5 images.)
     """
-    key = _scramble_int(seed & 0xFFFFFFFF) ^ _scramble_int((seed >> 32 & 0xFFFFFFFF) + 0x9E3779B9)
-    return _scramble_int(_scramble_int(index ^ key) + key)
-
-
-def _scramble_int(x: int) -> int:
-    """A bijection of 32-bit numbers: the finaliser of MurmurHash3."""
-    x &= 0xFFFFFFFF
-    x = (x ^ (x >> 16)) * 0x85EBCA6B & 0xFFFFFFFF
-    x = (x ^ (x >> 13)) * 0xC2B2AE35 & 0xFFFFFFFF
-    return x ^ (x >> 16)
+    key = _scramble(seed & _MASK) ^ _scramble((seed >> 32 & _MASK) + 0x9E3779B9)
+    return _scramble(_scramble(index ^ key) + key)
 
 
 class Streams:
@@ -81,9 +76,8 @@ class Streams:
 
     def normal(self, shape: Sequence[int] = ()) -> Tensor:
         """(B, *shape) float32, standard normal (by the inverse of the distribution function, |z| < 5.5)."""
-        centred = ((self.bits(shape) >> 8).to(torch.float64 if _has_float64(self.keys) else torch.float32) + 0.5) * (
-            2.0**-23
-        ) - 1
+        number = torch.float32 if self.keys.device.type == "mps" else torch.float64  # which mps does not have
+        centred = ((self.bits(shape) >> 8).to(number) + 0.5) * 2.0**-23 - 1
         return (math.sqrt(2) * torch.erfinv(centred)).to(torch.float32)
 
     def sign(self, shape: Sequence[int] = ()) -> Tensor:
@@ -100,13 +94,9 @@ def streams_for(x: Tensor, seed: int, ids: Tensor | Sequence[int] | None, salt: 
     return Streams(seed, range(len(x)) if ids is None else ids, salt=salt, device=x.device)
 
 
-def _scramble(x: Tensor) -> Tensor:
-    """MurmurHash3's 32-bit finaliser, on int64 tensors (products wrap, and their low 32 bits are right)."""
+def _scramble(x: Number) -> Number:
+    """MurmurHash3's finaliser, a bijection of 32-bit numbers (products of int64 tensors wrap; their low 32 bits are right)."""
     x = x & _MASK
     x = ((x ^ (x >> 16)) * 0x85EBCA6B) & _MASK
     x = ((x ^ (x >> 13)) * 0xC2B2AE35) & _MASK
     return x ^ (x >> 16)
-
-
-def _has_float64(like: Tensor) -> bool:
-    return like.device.type != "mps"

@@ -65,9 +65,8 @@ def fashion_mnist(split: str) -> ImageSet:
     files = [folder / f"{start}-images-idx3-ubyte.gz", folder / f"{start}-labels-idx1-ubyte.gz"]
     if missing := [file for file in files if not file.is_file()]:
         if chosen:
-            raise InputError(
-                f"SFUMATO_FASHION_MNIST: {str(missing[0])!r} is missing; name the folder of the four .gz files"
-            )
+            cure = "name the folder of the four .gz files"
+            raise InputError(f"SFUMATO_FASHION_MNIST: {str(missing[0])!r} is missing; {cure}")
         hint = (
             "install the Debian package dataset-fashion-mnist, or `pip install sfumato[hub]` with a network, or take "
             "'clothes', a sixth of it"

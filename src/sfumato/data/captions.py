@@ -105,9 +105,7 @@ def variants(text: str, row: Mapping[str, Any], name: str) -> tuple[str, ...]:
     return (text,) * max(1, len(chosen)) + tuple(chosen)
 
 
-def captioned(
-    texts: Mapping[str, Sequence[str]], what: str
-) -> tuple[dict[str, tuple[str, ...]], list[tuple[str, str]]]:
+def captioned(texts: Mapping[str, list[str]], what: str) -> tuple[dict[str, tuple[str, ...]], list[tuple[str, str]]]:
     """The texts that can be used of each image by its name, and the images left without any, each with the reason.
 
     InputError naming ``what`` when all are.
@@ -122,9 +120,8 @@ def captioned(
 
 def _nothing(what: str, without: Sequence[tuple[str, str]]) -> InputError:
     first = f" (the first, {without[0][0]}: {without[0][1]})" if without else ""
-    return InputError(
-        f"data {what!r}: none of its {len(without)} images has a caption that can be used{first}; give each a short text"
-    )
+    problem = f"none of its {len(without)} images has a caption that can be used{first}"
+    return InputError(f"data {what!r}: {problem}; give each a short text")
 
 
 def _tidied(texts: Sequence[str]) -> tuple[list[str], str]:
@@ -194,9 +191,7 @@ def _head(file: Path) -> bytes:
         return b""
 
 
-def _from_metadata(
-    root: Path, metadata: Sequence[Path], images: Sequence[Path], remarks: list[str]
-) -> dict[Path, _Found]:
+def _from_metadata(root: Path, metadata: list[Path], images: list[Path], remarks: list[str]) -> dict[Path, _Found]:
     by_name = {unicodedata.normalize("NFC", relative(image, root)): image for image in images}
     found: dict[Path, _Found] = {}
     missing: list[str] = []

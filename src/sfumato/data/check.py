@@ -79,10 +79,8 @@ class Report:
 
     def lines(self) -> list[str]:
         """The report for people, a fact a line."""
-        text = [f"{self.name}: {self.count} images"]
-        text[0] += (
-            f", {len(self.classes)} classes" if self.classes else ", captioned" if self.captions else ", no labels"
-        )
+        kind = f"{len(self.classes)} classes" if self.classes else "captioned" if self.captions else "no labels"
+        text = [f"{self.name}: {self.count} images, {kind}"]
         parts = ", ".join(f"{count} {split}" for split, count in self.splits.items())
         text.append("splits: " + ("the same images for training and test" if self.shared else parts))
         if len(self.common_sizes) == 1:

@@ -83,9 +83,8 @@ def fit_array(images: np.ndarray, size: Size, fit: str, background: np.ndarray |
 
     ``background``: (C,) uint8, the rim's colour; by default each image's own median border.
     """
-    return np.stack(
-        [fit_image(as_image(image), size, fit, enlarge=False, colour=background) for image in images]
-    )  # (N, H, W, C)
+    fitted = (fit_image(as_image(image), size, fit, enlarge=False, colour=background) for image in images)
+    return np.stack(list(fitted))  # (N, H, W, C)
 
 
 def common_background(images: np.ndarray) -> np.ndarray | None:

@@ -73,9 +73,8 @@ def _fetch(source: str, name: str) -> list[tuple[str | None, Any]]:
     try:
         import datasets  # pyright: ignore[reportMissingImports]  (an extra)
     except ImportError as error:
-        raise InputError(
-            f"data {source!r} needs the package 'datasets': `pip install sfumato[hub]`, or give a folder or an .npz"
-        ) from error
+        cure = "`pip install sfumato[hub]`, or give a folder or an .npz"
+        raise InputError(f"data {source!r} needs the package 'datasets': {cure}") from error
     try:
         tables = datasets.load_dataset(name)
     except Exception as error:  # no network, no such set, no right to it, ...
@@ -104,9 +103,7 @@ def _texts(tables: Sequence[Any]) -> list[list[str]] | None:
     for column in _TEXT_COLUMNS:
         if all(column in table.features for table in tables):
             cells = [cell for table in tables for cell in table[column]]
-            texts = [
-                [] if cell is None else list(cell) if isinstance(cell, (list, tuple)) else [cell] for cell in cells
-            ]
+            texts = [[] if cell is None else list(cell) if isinstance(cell, list | tuple) else [cell] for cell in cells]
             if all(isinstance(text, str) for row in texts for text in row):
                 return texts
     return None

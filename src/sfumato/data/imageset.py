@@ -56,9 +56,7 @@ class ImageSet:
 
     def _check_captions(self, captions: tuple[tuple[str, ...], ...]) -> None:
         if len(captions) != len(self.images):
-            raise InputError(
-                f"data {self.name!r}: {len(captions)} captions for {len(self.images)} images; give one each"
-            )
+            raise InputError(f"data {self.name!r}: {len(captions)} captions for {len(self.images)} images: one each")
         for i, texts in enumerate(captions):
             sound = isinstance(texts, tuple) and texts and all(isinstance(t, str) and t.strip() for t in texts)
             if not sound:

@@ -32,30 +32,25 @@ def walk(folder: Path, remarks: list[str], suffixes: Collection[str] | None = SU
 
     A folder that cannot be opened is left out, with a sentence in ``remarks``.
     """
-    yield from _walk(folder, (), set(), remarks, suffixes)
+    seen: set[tuple[int, int]] = set()
 
-
-def _walk(
-    folder: Path,
-    above: tuple[tuple[int, int], ...],
-    seen: set[tuple[int, int]],
-    remarks: list[str],
-    suffixes: Collection[str] | None,
-) -> Iterator[Path]:
-    try:
-        status = folder.stat()
-        here = (status.st_dev, status.st_ino)
-        if here in above or here in seen:
+    def below(folder: Path, above: tuple[tuple[int, int], ...]) -> Iterator[Path]:
+        try:
+            status = folder.stat()
+            here = (status.st_dev, status.st_ino)
+            if here in above or here in seen:
+                return
+            folders, files = listed(folder, suffixes)
+        except OSError as error:
+            remarks.append(f"folder {folder.name!r} cannot be opened ({error.strerror}) and is left out")
             return
-        folders, files = listed(folder, suffixes)
-    except OSError as error:
-        remarks.append(f"folder {folder.name!r} cannot be opened ({error.strerror}) and is left out")
-        return
-    if os.name == "posix":  # elsewhere the numbers may all be zero
-        seen.add(here)
-    yield from files
-    for child in folders:
-        yield from _walk(child, (*above, here), seen, remarks, suffixes)
+        if os.name == "posix":  # elsewhere the numbers may all be zero
+            seen.add(here)
+        yield from files
+        for child in folders:
+            yield from below(child, (*above, here))
+
+    yield from below(folder, ())
 
 
 def relative(file: Path, root: Path) -> str:

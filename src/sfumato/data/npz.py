@@ -54,9 +54,8 @@ def _read(path: Path, split: str) -> ImageSet:
         raise InputError(f"{str(path)!r} is larger than the memory: give fewer or smaller images") from error
     except (OSError, EOFError, ValueError, KeyError, zipfile.BadZipFile, zlib.error, NotImplementedError) as error:
         if "pickle" in str(error):
-            raise InputError(
-                f"{str(path)!r} holds pickled objects, which are never loaded: save plain number and string arrays"
-            ) from error
+            cure = "save plain number and string arrays"
+            raise InputError(f"{str(path)!r} holds pickled objects, which are never loaded: {cure}") from error
         raise InputError(f"{str(path)!r} cannot be read ({error}): it is damaged or no .npz; save it anew") from error
     images = _images(path, x_key, x)
     drawn = not own_split and len(images) >= SPLIT_FROM

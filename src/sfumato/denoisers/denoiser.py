@@ -80,15 +80,13 @@ class Denoiser(nn.Module):
         if detail is None:
             detail = self.ladder.detail(stage, sigma)
         share = 0.25 if stage else 1.0  # of all dimensions that P holds
-        rms = (
-            share * self.smooth_rms[stage] ** 2 + (1 - share) * (self.sharp_rms[stage] * detail) ** 2 + sigma**2
-        ).sqrt()
-        seen = z / rms[:, None, None, None]  # of unit size
+        power = share * self.smooth_rms[stage] ** 2 + (1 - share) * (self.sharp_rms[stage] * detail) ** 2 + sigma**2
+        seen = z / power.sqrt()[:, None, None, None]  # of unit size
         if self.kinds.image:
             seen = torch.cat([seen, self._image(c, stage)], dim=1)
-        output = self._network(stage, sigma)(
-            seen.contiguous(memory_format=torch.channels_last), sigma, detail, stage, c
-        ).to(torch.promote_types(z.dtype, torch.float32))  # from autocast's bf16; float64 stays
+        seen = seen.contiguous(memory_format=torch.channels_last)
+        output = self._network(stage, sigma)(seen, sigma, detail, stage, c)
+        output = output.to(torch.promote_types(z.dtype, torch.float32))  # from autocast's bf16; float64 stays
         skip_p, out_p = _precondition(self.smooth_rms[stage], torch.ones_like(sigma), sigma)
         if stage == 0:
             return skip_p * z + out_p * output
@@ -111,10 +109,10 @@ class Denoiser(nn.Module):
         levels = self.rungs[stage][:-1]
         rung = min(range(len(levels)), key=lambda i: abs(levels[i] - level))
         if abs(levels[rung] - level) > 1e-4 * level or bool((sigma != sigma.flatten()[0]).any()):
+            known = f"stage {stage}: {', '.join(f'{s:.4g}' for s in levels)}"
             raise InputError(
-                f"noise level {level:.4g} is no rung of this model (stage {stage}: {', '.join(f'{s:.4g}' for s in levels)}): "
-                "a network for each rung knows these levels only, so sample with the model's own steps and euler, "
-                "ancestral or mean"
+                f"noise level {level:.4g} is no rung of this model ({known}): a network for each rung knows these levels "
+                "only, so sample with the model's own steps and euler, ancestral or mean"
             )
         return self.networks[sum(len(levels) - 1 for levels in self.rungs[:stage]) + rung]
 

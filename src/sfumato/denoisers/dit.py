@@ -10,15 +10,8 @@ from torch import Tensor, nn
 
 from sfumato.conditions import Condition, Kinds
 from sfumato.core.errors import InputError
-from sfumato.denoisers.layers import (
-    LevelEmbedding,
-    Modulation,
-    TextAttention,
-    attend,
-    depth_to_space,
-    space_to_depth,
-    zero,
-)
+from sfumato.denoisers import layers
+from sfumato.denoisers.layers import attend, depth_to_space, space_to_depth, zero
 from sfumato.denoisers.networks import NETWORKS
 from sfumato.ladder import Ladder
 
@@ -40,10 +33,8 @@ class TransformerBlock(nn.Module):
         shift_a, scale_a, gate_a, shift_f, scale_f, gate_f = modulation[:, None].chunk(6, dim=2)  # each (B, 1, C)
         hidden = torch.addcmul(shift_a, F.layer_norm(x, (channels,)), 1 + scale_a)
         query, key, value = self.qkv(hidden).view(batch, count, 3, self.heads, -1).permute(2, 0, 3, 1, 4)
-        query, key = (
-            rotate(F.normalize(query, dim=-1) * query.shape[-1] ** 0.5, turn),
-            rotate(F.normalize(key, dim=-1), turn),
-        )
+        query = rotate(F.normalize(query, dim=-1) * query.shape[-1] ** 0.5, turn)
+        key = rotate(F.normalize(key, dim=-1), turn)
         mixed = attend(query * key.shape[-1] ** 0.5, key, value).transpose(1, 2).reshape(batch, count, channels)
         x = torch.addcmul(x, gate_a, self.mix(mixed))
         hidden = torch.addcmul(shift_f, F.layer_norm(x, (channels,)), 1 + scale_f)
@@ -97,11 +88,11 @@ class PixelTransformer(nn.Module):
         self.patch = {stage: _fitting(ladder.shape(stage)[1:], patch) for stage in serves}
         self.share = {stage: 2.0 ** (ladder.stages - 1 - stage) * self.patch[stage] / patch for stage in serves}
         self.channels = channels
-        self.embed = LevelEmbedding(channels, ladder.stages, kinds)
-        self.modulation = zero(Modulation(channels, 6 * channels * depth + 2 * channels))
+        self.embed = layers.LevelEmbedding(channels, ladder.stages, kinds)
+        self.modulation = zero(layers.Modulation(channels, 6 * channels * depth + 2 * channels))
         self.blocks = nn.ModuleList(TransformerBlock(channels, channels // 64) for _ in range(depth))
         readers = depth if kinds.tokens else 0
-        self.text = nn.ModuleList(TextAttention(channels, kinds.tokens) for _ in range(readers))
+        self.text = nn.ModuleList(layers.TextAttention(channels, kinds.tokens) for _ in range(readers))
         self.read, self.write = nn.ModuleDict(), nn.ModuleDict()
         for stage, side in self.patch.items():
             self.read[str(stage)] = nn.Linear((ladder.channels + kinds.image) * side**2, channels)

@@ -130,9 +130,7 @@ class LevelEmbedding(nn.Module):
         self.level = nn.Linear(self.numbers * 2 * 16, width)
         self.out = nn.Linear(width, width)
         for layer in (self.level, self.out):
-            nn.init.normal_(
-                layer.weight, std=(2 / layer.in_features) ** 0.5
-            )  # so that what it is told is heard at once
+            nn.init.normal_(layer.weight, std=(2 / layer.in_features) ** 0.5)  # so that the condition is heard at once
         self.vector = nn.Linear(kinds.vector, width, bias=False) if kinds.vector else None
 
     def forward(self, sigma: Tensor, detail: Tensor, stage: int, c: Condition) -> Tensor:

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import functools
-import operator
 from collections.abc import Sequence
 from typing import NamedTuple
 
@@ -12,16 +10,8 @@ from torch import Tensor, nn
 
 from sfumato.conditions import Condition, Kinds
 from sfumato.core.errors import InputError
-from sfumato.denoisers.layers import (
-    Attention,
-    CrossAttention,
-    LevelEmbedding,
-    Modulation,
-    depth_to_space,
-    group_norm,
-    space_to_depth,
-    zero,
-)
+from sfumato.denoisers import layers
+from sfumato.denoisers.layers import depth_to_space, group_norm, space_to_depth, zero
 from sfumato.denoisers.networks import NETWORKS
 from sfumato.ladder import Ladder
 
@@ -106,16 +96,14 @@ class NestedUNet(nn.Module):
     ) -> None:
         super().__init__()
         if len(blocks) != len(channels) or not channels:
-            raise InputError(
-                f"blocks {tuple(blocks)} and channels {tuple(channels)} must be as many: one for each level"
-            )
+            raise InputError(f"blocks {tuple(blocks)} and channels {tuple(channels)} must be as many: one a level")
         if min(*channels, *blocks, width) < 1:
             raise InputError(f"channels={tuple(channels)}, blocks={tuple(blocks)} and width={width} must be 1 or more")
         self.places = _places(ladder, patch, len(channels))
         levels = range(min(self.places[stage].level for stage in serves), len(channels))
-        self.embed = LevelEmbedding(width, ladder.stages, kinds)
+        self.embed = layers.LevelEmbedding(width, ladder.stages, kinds)
         self.widths = {level: [channels[level]] * (2 * blocks[level]) for level in levels}
-        self.shifts = Modulation(width, sum(map(sum, self.widths.values())))
+        self.shifts = layers.Modulation(width, sum(map(sum, self.widths.values())))
         nn.init.normal_(self.shifts.weight, std=0.5 * width**-0.5)
         self.inward, self.outward, self.attention = nn.ModuleDict(), nn.ModuleDict(), nn.ModuleDict()
         self.sink, self.rise, self.text = nn.ModuleDict(), nn.ModuleDict(), nn.ModuleDict()
@@ -124,9 +112,9 @@ class NestedUNet(nn.Module):
             self.inward[str(level)] = nn.ModuleList(Block(here) for _ in range(blocks[level]))
             self.outward[str(level)] = nn.ModuleList(Block(here) for _ in range(blocks[level]))
             if level >= len(channels) - attention:
-                self.attention[str(level)] = Attention(here)
+                self.attention[str(level)] = layers.Attention(here)
                 if kinds.tokens:
-                    self.text[str(level)] = CrossAttention(here, kinds.tokens)
+                    self.text[str(level)] = layers.CrossAttention(here, kinds.tokens)
             if level + 1 < len(channels):
                 self.sink[str(level)] = Downsample(here, channels[level + 1])
                 self.rise[str(level)] = Upsample(channels[level + 1], here)
@@ -141,12 +129,9 @@ class NestedUNet(nn.Module):
     def forward(self, z: Tensor, sigma: Tensor, detail: Tensor, stage: int, c: Condition) -> Tensor:
         """z (B, C + kinds.image, h, w) of unit size, sigma and detail (B,) -> (B, C, h, w)."""
         patch, level = self.places[stage]
-        pieces = iter(
-            self.shifts(self.embed(sigma, detail, stage, c)).split(
-                functools.reduce(operator.iadd, self.widths.values(), []), dim=1
-            )
-        )
-        shifts = {i: [next(pieces) for _ in widths] for i, widths in self.widths.items()}  # of every block, (B, C_i)
+        widths = [width for each in self.widths.values() for width in each]
+        pieces = iter(self.shifts(self.embed(sigma, detail, stage, c)).split(widths, dim=1))
+        shifts = {i: [next(pieces) for _ in each] for i, each in self.widths.items()}  # of every block, (B, C_i)
         x = self._level(self.read[str(stage)](space_to_depth(z, patch)), level, shifts, c)
         return depth_to_space(self.write[str(stage)](F.silu(self.norm[str(stage)](x))), patch)
 
@@ -178,17 +163,15 @@ def _places(ladder: Ladder, patch: int, levels: int) -> list[Place]:
     height, width = ladder.size
     unit = patch * 2 ** (levels - 1)
     if patch < 1 or height % unit or width % unit:
-        raise InputError(
-            f"{levels} levels in patches of {patch} do not fit {height}x{width}: set fewer channels= or a smaller patch="
-        )
+        problem = f"{levels} levels in patches of {patch} do not fit {height}x{width}"
+        raise InputError(f"{problem}: set fewer channels= or a smaller patch=")
     sizes = [(height // patch >> level, width // patch >> level) for level in range(levels)]
     places = []
     for stage in range(ladder.stages):
         _, height, width = ladder.shape(stage)
         tried = [p for p in range(patch, 0, -1) if height % p == 0 and (height // p, width // p) in sizes]
         if not tried:
-            raise InputError(
-                f"stage {stage} ({height}x{width}) fits none of the levels {sizes}: set more channels= or fewer stages="
-            )
+            problem = f"stage {stage} ({height}x{width}) fits none of the levels {sizes}"
+            raise InputError(f"{problem}: set more channels= or fewer stages=")
         places.append(Place(tried[0], sizes.index((height // tried[0], width // tried[0]))))
     return places

@@ -40,9 +40,7 @@ def what_next(subject: Subject) -> Section:
         "sfumato --help  # all commands",
     )
     verbs = subject.verbs | {"--help"}
-    text = (
-        "The models on this page were trained for minutes; an hour makes most of it much better. From the command line:"
-    )
+    text = "The models on this page were trained for minutes; an hour makes most of it much better:"
     known = tuple(c for c in commands if not subject.verbs or c.split()[1] in verbs)
     return Section(title="What to do next", text=(text,), commands=known)
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
@@ -40,20 +41,38 @@ class Samples(Protocol):
     def sample(self, n: int = ..., label: Any = ..., **how: Any) -> Tensor: ...
 
 
+@dataclass(frozen=True)
+class EvaluationRequest:
+    """What an evaluation is asked.
+
+    Args:
+        n: how many samples, 10 or more; 2,000 for numbers to compare, 10,000 or more to publish.
+        features: names in ``FEATURES``; None picks ``classifier`` for labelled data, else ``effnet-lite0``,
+            or ``image-text`` for captioned data where that is not installed.
+        judge: of captions: a CLIP of transformers or a saved embedding; None trains one on the training images.
+        seed: of the samples and of the random subsets.
+        steps, sampler, guidance: as in ``Generator.sample``.
+    """
+
+    n: int = 2000
+    features: Sequence[str] | None = None
+    judge: str | None = None
+    seed: int = 0
+    steps: int | Sequence[int] | None = None
+    sampler: str | None = None
+    guidance: float | None = None
+
+
 def evaluate(
     generator: Samples,
     data: ImageSet,
     train: ImageSet,
     *,
-    n: int = 2000,
-    features: Sequence[str] | None = None,
-    judge: str | None = None,
-    seed: int = 0,
     progress: Callable[[int, int], None] | None = None,
     on_samples: Callable[[ImageSet], object] | None = None,
-    **how: Any,
+    **options: Any,
 ) -> dict[str, Any]:
-    """Draw ``n`` images and compare them with real ones.
+    """Draw samples and compare them with real images.
 
     The reference is the training split, as is the field's custom. So that the numbers have a scale, each stands beside
     ``test vs train``: the same number for as many real images of the test split as there are samples (fewer only where
@@ -68,14 +87,9 @@ def evaluate(
         generator: draws the images; its own ``device`` also runs the feature networks.
         data: the test split, at the generator's size.
         train: the training split: the reference.
-        n: how many samples, 10 or more; 2,000 for numbers to compare, 10,000 or more to publish.
-        features: names in ``FEATURES``; None picks ``classifier`` for labelled data, else ``effnet-lite0``,
-            or ``image-text`` for captioned data where that is not installed.
-        judge: of captions: a CLIP of transformers or a saved embedding; None trains one on the training images.
-        seed: of the samples and of the random subsets.
         progress: called with (done, total) units of work.
         on_samples: called with the samples once they are drawn, for a picture (see ``report.picture``).
-        how: ``steps``, ``sampler``, ``guidance``, as in ``Generator.sample``.
+        options: the fields of ``EvaluationRequest``; others go to ``generator.sample``.
 
     Returns:
         JSON-ready dictionary: ``samples``, ``seed``, ``sampler``, ``steps``, ``guidance``, ``network_evaluations`` (of
@@ -85,87 +99,69 @@ def evaluate(
     Raises:
         InputError: too few images, unlabelled data for the classifier, sizes or classes that do not match.
     """
-    if n < LEAST or min(len(data), len(train)) < LEAST:
-        problem = f"n={n} samples, {len(data)} test and {len(train)} training images"
-        raise InputError(f"{problem}: each must be {LEAST} or more to measure anything")
-    for one in (data, train):
-        if (one.size, one.channels) != (train.size, train.channels):
-            problem = f"the test images {(*one.size, one.channels)} and the training images"
-            raise InputError(f"{problem} {(*train.size, train.channels)} differ in (H, W, C): load both at one size")
-    if foreign := [name for name in generator.classes if train.classes and name not in train.classes]:
-        problem = f"the model draws {foreign[0]!r}, which {train.name} has no images of"
-        raise InputError(f"{problem}: give the data that the model was trained on")
-    labelled = train.labels is not None and len(train.classes) > 1
-    told = bool(getattr(getattr(generator, "kinds", None), "tokens", 0)) and train.captions is not None
-    if told and data.captions is None:
-        raise InputError(f"{data.name} has captions in its {train.split} split alone: give captions for both")
-    if judge is not None and not told:
-        problem = "a judge of captions was given, but there are none to judge: give captioned data, and a model of"
-        raise InputError(f"{problem} texts")
-    names = tuple(dict.fromkeys(features or (_default_space(train, labelled),)))
-    makers = {name: FEATURES.find(name) for name in names}
-    if "classifier" in names and not labelled:
-        problem = f"{train.name} has no labels, or one class only, so there is no classifier to take features"
-        raise InputError(f"{problem} from: use effnet-lite0 (pip install sfumato[metrics])")
+    request = EvaluationRequest(**options)
+    request = replace(request, sampler=request.sampler or getattr(generator, "default_sampler", None))
+    seed, steps = request.seed, request.steps
+    labelled, captioned, makers = _planned(request, generator, data, train)
     judged = labelled and bool(generator.classes)
-    asked, held_out = _captions(train, data, n, seed) if told else ((), ())
+    asked, held_out = _captions(train, data, request.n, seed) if captioned else ((), ())
     device = torch.device(getattr(generator, "device", "cpu"))
-    work = _Work(progress, n + len(held_out) + len(train) * (len(names) + 1))
+    work = _Work(progress, request.n + len(held_out) + len(train) * (len(makers) + 1))
     began = time.perf_counter()
 
     spaces = {name: make(train, device) for name, make in makers.items()}  # fails early where something is missing
     teacher = (spaces.get("classifier") or FEATURES["classifier"](train, device)) if judged else None
-    retrieval = Retrieval(find_judge(train, device, judge), train, data, seed) if told else None
+    retrieval = Retrieval(find_judge(train, device, request.judge), train, data, seed) if captioned else None
     built = time.perf_counter()
-    how = {"steps": None, "guidance": None, **how}
-    how["sampler"] = how.get("sampler") or getattr(generator, "default_sampler", None)
-    steps = how["steps"]
-    with _counted(generator) as count:
-        samples = _draw(generator, train, n, seed, work, how, asked)
-        unseen = _draw(generator, train, len(held_out), seed + (1 << 32), work, how, held_out) if held_out else None
-    evaluations = count.images / (n + len(held_out)) if count.seen else None
+    unseen = None
+    with _counted(generator) as passed:
+        samples = _draw(generator, train, request, work, asked)
+        if held_out:
+            apart = replace(request, n=len(held_out), seed=seed + (1 << 32))
+            unseen = _draw(generator, train, apart, work, held_out)
     drawn = time.perf_counter()
     if on_samples is not None:
         on_samples(samples)
 
-    results, drawn_features = {}, {}
+    results, found = {}, {}
     for name, space in spaces.items():
-        drawn_features[name] = space.of(samples)
-        results[name] = _both(space, drawn_features[name], data, train, seed)
+        found[name] = space.of(samples)
+        results[name] = _both(space, found[name], data, train, seed)
         work.add(len(train))
-    conditional = None
-    if teacher is not None:
-        found = drawn_features.get("classifier")
-        conditional = _conditional(teacher, teacher.of(samples) if found is None else found, samples, data)
+
+    def features_in(space: FeatureSpace) -> Tensor:
+        return found[space.name] if space.name in found else space.of(samples)
+
+    conditional = None if teacher is None else _conditional(teacher, features_in(teacher), samples, data)
     retrieved = None
     if retrieval is not None:
-        found = drawn_features.get(retrieval.judge.space.name)
-        retrieved = {
-            **retrieval.describe(),
-            "train": retrieval(retrieval.judge.space.of(samples) if found is None else found, asked),
+        space = retrieval.judge.space
+        retrieved = retrieval.describe() | {
+            "train": retrieval(features_in(space), asked),
             "train_real": retrieval.of_real(train),
-            "held_out": None if unseen is None else retrieval(retrieval.judge.space.of(unseen), held_out),
+            "held_out": None if unseen is None else retrieval(space.of(unseen), held_out),
             "held_out_real": None if unseen is None else retrieval.of_real(data),
             "own_image": {
-                name: own_image(drawn_features[name], asked, reference_features(space, train), train)
+                name: own_image(found[name], asked, reference_features(space, train), train)
                 for name, space in spaces.items()
                 if len(train) <= space.limit
             },
         }
-    some = np.sort(np.random.default_rng(seed).permutation(len(data))[: min(n, _MANIFOLD)])
-    neighbours = memorisation(subset(samples, np.arange(min(n, _MANIFOLD))), subset(data, some), train)
+    shown = min(request.n, _MANIFOLD)
+    some = np.sort(np.random.default_rng(seed).permutation(len(data))[:shown])
+    neighbours = memorisation(subset(samples, np.arange(shown)), subset(data, some), train)
     work.add(len(train))
     ended = time.perf_counter()
     seconds = {"features": built - began + ended - drawn, "sampling": drawn - built, "total": ended - began}
     return {
-        "samples": n,
+        "samples": request.n,
         "seed": seed,
-        "sampler": how["sampler"],
+        "sampler": request.sampler,
         "steps": list(steps) if isinstance(steps, Sequence) else steps,
-        "guidance": how["guidance"],
-        "labels": "even over classes" if generator.classes and not told else None,
-        "prompts": "captions of training images" if told else None,
-        "network_evaluations": evaluations,
+        "guidance": request.guidance,
+        "labels": "even over classes" if generator.classes and not captioned else None,
+        "prompts": "captions of training images" if captioned else None,
+        "network_evaluations": sum(passed) / (request.n + len(held_out)) if passed else None,
         "seconds": {name: round(value, 3) for name, value in seconds.items()},
         "reference": _identity(train),
         "test": _identity(data),
@@ -174,6 +170,34 @@ def evaluate(
         "retrieval": retrieved,
         "neighbours": neighbours,
     }
+
+
+def _planned(
+    request: EvaluationRequest, generator: Samples, data: ImageSet, train: ImageSet
+) -> tuple[bool, bool, dict[str, Callable[[ImageSet, torch.device], FeatureSpace]]]:
+    """Whether the data has labels, whether the model draws from captions, and what makes the feature spaces; InputError."""
+    n = request.n
+    if n < LEAST or min(len(data), len(train)) < LEAST:
+        problem = f"n={n} samples, {len(data)} test and {len(train)} training images"
+        raise InputError(f"{problem}: each must be {LEAST} or more to measure anything")
+    if (data.size, data.channels) != (train.size, train.channels):
+        problem = f"the test images {(*data.size, data.channels)} and the training images"
+        raise InputError(f"{problem} {(*train.size, train.channels)} differ in (H, W, C): load both at one size")
+    if foreign := [name for name in generator.classes if train.classes and name not in train.classes]:
+        problem = f"the model draws {foreign[0]!r}, which {train.name} has no images of"
+        raise InputError(f"{problem}: give the data that the model was trained on")
+    labelled = train.labels is not None and len(train.classes) > 1
+    captioned = bool(getattr(getattr(generator, "kinds", None), "tokens", 0)) and train.captions is not None
+    if captioned and data.captions is None:
+        raise InputError(f"{data.name} has captions in its {train.split} split alone: give captions for both")
+    if request.judge is not None and not captioned:
+        problem = "a judge of captions was given, but there are none to judge"
+        raise InputError(f"{problem}: give captioned data, and a model of texts")
+    makers = {name: FEATURES.find(name) for name in request.features or (_default_space(train, labelled),)}
+    if "classifier" in makers and not labelled:
+        problem = f"{train.name} has no labels, or one class only, so there is no classifier to take features"
+        raise InputError(f"{problem} from: use effnet-lite0 (pip install sfumato[metrics])")
+    return labelled, captioned, makers
 
 
 def compare(features: Tensor, reference: Tensor, seed: int = 0) -> dict[str, Any]:
@@ -208,13 +232,9 @@ def _both(space: FeatureSpace, drawn: Tensor, data: ImageSet, train: ImageSet, s
     """The model's row and the baseline's in one feature space."""
     reference, held_out = reference_features(space, train), reference_features(space, data)
     rows = torch.from_numpy(np.random.default_rng(seed).permutation(len(held_out))[: len(drawn)])
-    return {
-        "hash": space.digest,
-        "dimension": space.dimension,
-        "reference_n": len(reference),
-        "model vs train": compare(drawn, reference, seed),
-        "test vs train": compare(held_out[rows], reference, seed),
-    }
+    about = {"hash": space.digest, "dimension": space.dimension, "reference_n": len(reference)}
+    rows_of = {"model vs train": drawn, "test vs train": held_out[rows]}
+    return about | {row: compare(features, reference, seed) for row, features in rows_of.items()}
 
 
 def _conditional(judge: FeatureSpace, found: Tensor, samples: ImageSet, data: ImageSet) -> dict[str, Any] | None:
@@ -223,17 +243,15 @@ def _conditional(judge: FeatureSpace, found: Tensor, samples: ImageSet, data: Im
     if asked is None:
         return None
     right = judge.predict(found) == asked
-    result: dict[str, Any] = {
+    real = None
+    if data.labels is not None and data.classes == samples.classes and len(data) <= judge.limit:
+        real = float((judge.predict(reference_features(judge, data)) == data.labels).mean())
+    return {
         "accuracy": float(right.mean()),
-        "classifier_test_accuracy": None,
+        "classifier_test_accuracy": real,
         "classifier_hash": judge.digest,
         "by_class": {samples.classes[c]: float(right[asked == c].mean()) for c in np.unique(asked)},
     }
-    if data.labels is not None and data.classes == samples.classes and len(data) <= judge.limit:
-        result["classifier_test_accuracy"] = float(
-            (judge.predict(reference_features(judge, data)) == data.labels).mean()
-        )
-    return result
 
 
 def _default_space(train: ImageSet, labelled: bool) -> str:
@@ -257,28 +275,23 @@ def _captions(train: ImageSet, data: ImageSet, n: int, seed: int) -> tuple[tuple
 
 
 def _draw(
-    generator: Samples,
-    train: ImageSet,
-    n: int,
-    seed: int,
-    work: _Work,
-    how: dict[str, Any],
-    captions: Sequence[str] = (),
+    generator: Samples, train: ImageSet, request: EvaluationRequest, work: _Work, captions: Sequence[str]
 ) -> ImageSet:
     """The samples as 8-bit images, with what was asked for: captions, or labels in numbers of ``train.classes``."""
     from sfumato.core.pictures import to_bytes
     from sfumato.data import ImageSet
 
-    classes = generator.classes
+    n, classes = request.n, generator.classes
+    how = {"steps": request.steps, "guidance": request.guidance, "sampler": request.sampler}
     numbers = np.arange(n) % max(1, len(classes))  # (n,) in the generator's numbering
     shape = (train.channels, *train.size)
     parts = []
     for start in range(0, n, _DRAW):
         labels = [int(i) for i in numbers[start : start + _DRAW]]
         # A seed of its own for each call, unrelated to the seeds of other evaluations.
-        own = int(np.random.SeedSequence((seed, start)).generate_state(1)[0])
-        told = {"prompt": list(captions[start : start + _DRAW])} if captions else {"label": labels if classes else None}
-        pixels = generator.sample(len(labels), **told, seed=own, **how)  # (B, C, H, W)
+        own = int(np.random.SeedSequence((request.seed, start)).generate_state(1)[0])
+        c = {"prompt": list(captions[start : start + _DRAW])} if captions else {"label": labels if classes else None}
+        pixels = generator.sample(len(labels), **c, seed=own, **how)  # (B, C, H, W)
         if tuple(pixels.shape) != (len(labels), *shape):
             problem = f"the model draws images of (C, H, W) = {tuple(pixels.shape[1:])}, {train.name} has {shape}"
             raise InputError(f"{problem}: load the data at the model's size")
@@ -292,26 +305,19 @@ def _draw(
     return ImageSet(np.concatenate(parts), asked, train.classes if asked is not None else (), "samples", "test")
 
 
-class _Counter:
-    """Images that went through the denoiser."""
-
-    images = 0
-    seen = False
-
-    def __call__(self, module: nn.Module, inputs: Any, output: Any) -> None:
-        if isinstance(output, Tensor):
-            self.images += len(output)
-            self.seen = True
-
-
 @contextmanager
-def _counted(generator: Samples) -> Iterator[_Counter]:
-    """Count the evaluations of ``generator.denoiser``, where there is such a network."""
-    count = _Counter()
+def _counted(generator: Samples) -> Iterator[list[int]]:
+    """How many images each evaluation of ``generator.denoiser`` was of, where there is such a network."""
+    passed: list[int] = []
+
+    def count(module: nn.Module, inputs: Any, output: Any) -> None:
+        if isinstance(output, Tensor):
+            passed.append(len(output))
+
     network = getattr(generator, "denoiser", None)
     hook = network.register_forward_hook(count) if isinstance(network, nn.Module) else None
     try:
-        yield count
+        yield passed
     finally:
         if hook is not None:
             hook.remove()

@@ -7,7 +7,6 @@ import warnings
 from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -73,15 +72,8 @@ def classifier_space(train: ImageSet, device: torch.device) -> FeatureSpace:
     model = classifier.SmallClassifier(train.channels, max(2, len(train.classes)))
     model.load_state_dict(cached_tensors(description, lambda: classifier.train_classifier(train, device).state_dict()))
     model = model.eval().requires_grad_(False).to(device, memory_format=torch.channels_last)  # type: ignore[call-overload]
-    return FeatureSpace(
-        "classifier",
-        checkpoint.digest(model),
-        classifier.FEATURES,
-        model.features,
-        device,
-        limit=100_000,
-        head=model.head,
-    )
+    digest, width = checkpoint.digest(model), classifier.FEATURES
+    return FeatureSpace("classifier", digest, width, model.features, device, limit=100_000, head=model.head)
 
 
 @FEATURES.add("effnet-lite0")
@@ -97,14 +89,8 @@ def effnet_space(train: ImageSet, device: torch.device) -> FeatureSpace:
 
 def reference_features(space: FeatureSpace, images: ImageSet) -> Tensor:
     """(N, dimension) float32 features of a data set, or of a fixed random part of ``space.limit``, kept in the cache."""
-    description = {
-        "space": space.name,
-        "weights": space.digest,
-        "data": images.fingerprint(),
-        "limit": space.limit,
-        "device": space.device.type,
-        "version": 1,
-    }
+    description = {"space": space.name, "weights": space.digest, "data": images.fingerprint()}
+    description |= {"limit": space.limit, "device": space.device.type, "version": 1}
     rows = reference_rows(len(images), space.limit)
     return cached_tensors(description, lambda: {"features": space.of(subset(images, rows))})["features"]
 
@@ -132,37 +118,18 @@ def subset(images: ImageSet, rows: np.ndarray) -> ImageSet:
 
 def cached_tensors(description: dict, make: Callable[[], dict[str, Tensor]]) -> dict[str, Tensor]:
     """The tensors of an entry; made and kept where there is none. ``description`` holds all that they depend on."""
-    file = _entry(description)
-    tensors = _cached(file, description)
-    if tensors is None:
-        tensors = make()
-        _keep(file, tensors, description)
-    return tensors
-
-
-def _entry(description: dict) -> Path | None:
-    """The file of an entry; None where there is no place for a cache."""
     name = hashlib.sha256(repr(sorted(description.items())).encode()).hexdigest()[:24]
-    with suppress(RuntimeError):  # no home folder
-        return cache_folder() / "metrics" / f"{description['space']}-{name}.safetensors"
-    return None
-
-
-def _cached(file: Path | None, description: dict) -> dict[str, Tensor] | None:
-    if file is None or not file.exists():
-        return None
     try:
+        file = cache_folder() / "metrics" / f"{description['space']}-{name}.safetensors"
+    except RuntimeError:  # no home folder, so no place for a cache
+        return make()
+    with suppress(InputError):  # not there yet, or damaged
         tensors, found = checkpoint.read(file)
-    except InputError:  # damaged: made again
-        return None
-    return tensors if found == description else None
-
-
-def _keep(file: Path | None, tensors: dict[str, Tensor], description: dict) -> None:
-    """Write an entry; a cache that cannot be written to costs only the time."""
-    if file is None:
-        return
+        if found == description:
+            return tensors
+    tensors = make()
     try:
         checkpoint.write_tensors(file, tensors, description)
-    except (InputError, OSError) as error:
-        warnings.warn(f"the cache of metrics cannot be used ({error}): computed anew next time", stacklevel=3)
+    except (InputError, OSError) as error:  # it costs only the time
+        warnings.warn(f"the cache of metrics cannot be used ({error}): computed anew next time", stacklevel=2)
+    return tensors

@@ -44,9 +44,8 @@ def nearest(images: ImageSet, train: ImageSet, k: int = 1) -> tuple[np.ndarray, 
         raise InputError(f"k={k} nearest images: k must be from 1 to {min(_CANDIDATES, len(train))}")
     height, width = train.size
     step = max(_CANDIDATES, _BYTES // (4 * height * width * train.channels))
-    parts = [
-        _nearest(_flat(images, rows), train, k, step) for rows in _spans(len(images), min(1024, step // _CANDIDATES))
-    ]
+    spans = _spans(len(images), min(1024, step // _CANDIDATES))
+    parts = [_nearest(_flat(images, rows), train, k, step) for rows in spans]
     distances, numbers = (np.concatenate(part) for part in zip(*parts, strict=True))
     return distances, numbers
 

@@ -12,8 +12,8 @@ if TYPE_CHECKING:
 
     from sfumato.data import ImageSet
 
-_NUMBERS = ("n", "frechet", "kernel", "precision", "recall", "density", "coverage")
-_LOWER = ("frechet", "kernel")
+_NUMBERS = {"n": "n", "frechet": "frechet (lower)", "kernel": "kernel (lower)"}  # their heads say what is better
+_NUMBERS |= {name: f"{name} (higher)" for name in ("precision", "recall", "density", "coverage")}
 
 
 def lines(result: Mapping[str, Any]) -> list[str]:
@@ -25,23 +25,15 @@ def lines(result: Mapping[str, Any]) -> list[str]:
         drawn.append(f"guidance {result['guidance']:g}")
     if result["network_evaluations"] is not None:
         drawn.append(f"{result['network_evaluations']:g} network evaluations an image")
-    text = [
-        ", ".join(drawn),
-        f"reference: {reference['name']} {reference['split']}, {reference['count']} images, {reference['fingerprint']}",
-        f"baseline:  {test['name']} {test['split']}, {test['count']} images, {test['fingerprint']}",
-    ]
+    text = [", ".join(drawn)]
+    for what, one in (("reference: ", reference), ("baseline:  ", test)):
+        text.append(f"{what}{one['name']} {one['split']}, {one['count']} images, {one['fingerprint']}")
     for name, space in result["features"].items():
-        text += [
-            "",
-            f"features: {name} ({space['dimension']} numbers, {space['hash']}), reference of {space['reference_n']} images",
-        ]
-        heads = [
-            f"{number} ({'lower' if number in _LOWER else 'higher'})" if number != "n" else "n" for number in _NUMBERS
-        ]
-        rows = [["", *heads]]
-        rows += [
-            [row, *(_number(space[row][number]) for number in _NUMBERS)] for row in ("model vs train", "test vs train")
-        ]
+        about = f"{space['dimension']} numbers, {space['hash']}"
+        text += ["", f"features: {name} ({about}), reference of {space['reference_n']} images"]
+        rows = [["", *_NUMBERS.values()]]
+        for row in ("model vs train", "test vs train"):
+            rows.append([row, *(_number(space[row][number]) for number in _NUMBERS)])
         text += _table(rows)
     if (conditional := result["conditional"]) is not None:
         real = conditional["classifier_test_accuracy"]
@@ -49,21 +41,15 @@ def lines(result: Mapping[str, Any]) -> list[str]:
         text += ["", f"label as asked: {conditional['accuracy']:.1%} of samples{beside}"]
     if (found := result.get("retrieval")) is not None:
         text += _retrieval(found)
-    text += [
-        "",
-        *_table(
-            [
-                ["nearest training image", "samples", "test images"],
-                ["near copies", f"{near['near_copies']:.2%}", f"{near['near_copies_test']:.2%}"],
-                ["nearer than 99% of test images", f"{near['closer']:.2%}", f"{near['closer_test']:.2%}"],
-                ["median distance", _number(near["distance"]), _number(near["distance_test"])],
-            ]
-        ),
-        "",
-        f"{result['seconds']['sampling']:.1f} s of sampling "
-        f"({1000 * result['seconds']['sampling'] / result['samples']:.1f} ms an image), {result['seconds']['total']:.1f} s in all",
+    rows = [
+        ["nearest training image", "samples", "test images"],
+        ["near copies", f"{near['near_copies']:.2%}", f"{near['near_copies_test']:.2%}"],
+        ["nearer than 99% of test images", f"{near['closer']:.2%}", f"{near['closer_test']:.2%}"],
+        ["median distance", _number(near["distance"]), _number(near["distance_test"])],
     ]
-    return text
+    sampling, total = result["seconds"]["sampling"], result["seconds"]["total"]
+    each = f"{1000 * sampling / result['samples']:.1f} ms an image"
+    return [*text, "", *_table(rows), "", f"{sampling:.1f} s of sampling ({each}), {total:.1f} s in all"]
 
 
 def _retrieval(found: Mapping[str, Any]) -> list[str]:
@@ -77,11 +63,9 @@ def _retrieval(found: Mapping[str, Any]) -> list[str]:
         for name, key in (("captions of training images", "train"), ("captions held out", "held_out"))
         if found[key] is not None
     ]
-    text = [
-        "",
-        f"own caption among {found['candidates']} (chance {found['chance']:.1%}), judge: {found['judge']} ({found['hash']})",
-        *_table([["R-precision (95% interval)", "samples", "n", "real images"], *rows]),
-    ]
+    judge = f"judge: {found['judge']} ({found['hash']})"
+    text = ["", f"own caption among {found['candidates']} (chance {found['chance']:.1%}), {judge}"]
+    text += _table([["R-precision (95% interval)", "samples", "n", "real images"], *rows])
     for space, rate in found["own_image"].items():
         text.append(f"nearest training image is the caption's own, in {space}: {rate:.1%}")
     return text
@@ -94,10 +78,8 @@ def picture(result: Mapping[str, Any], samples: ImageSet, train: ImageSet) -> Im
     """
     from sfumato.core.pictures import grid
 
-    closest = result["neighbours"]["closest"]
-    drawn, real = (
-        images.images[[pair[key] for pair in closest]] for images, key in ((samples, "sample"), (train, "train"))
-    )
+    pairs = result["neighbours"]["closest"]
+    drawn, real = samples.images[[pair["sample"] for pair in pairs]], train.images[[pair["train"] for pair in pairs]]
     return grid(np.stack([drawn, real], axis=1).reshape(-1, *samples.images.shape[1:]), columns=8)
 
 
@@ -107,7 +89,5 @@ def _number(value: float | None) -> str:
 
 def _table(rows: list[list[str]]) -> list[str]:
     widths = [max(len(row[i]) for row in rows) for i in range(len(rows[0]))]
-    return [
-        "  ".join([row[0].ljust(widths[0]), *(c.rjust(w) for c, w in zip(row[1:], widths[1:], strict=True))])
-        for row in rows
-    ]
+    padded = ([cell.rjust(width) for cell, width in zip(row, widths, strict=True)] for row in rows)
+    return ["  ".join([row[0].ljust(widths[0]), *cells[1:]]) for row, cells in zip(rows, padded, strict=True)]

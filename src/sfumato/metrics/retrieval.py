@@ -21,14 +21,7 @@ from sfumato.classifiers import effnet
 from sfumato.conditions.image import ImageTextModel, TransformersClip, find_image_text
 from sfumato.conditions.text import MINILM, find_encoder
 from sfumato.core.checkpoint import digest
-from sfumato.metrics.features import (
-    FEATURES,
-    FeatureSpace,
-    cached_tensors,
-    reference_features,
-    reference_rows,
-    subset,
-)
+from sfumato.metrics.features import FEATURES, FeatureSpace, cached_tensors, reference_features, reference_rows, subset
 from sfumato.training import contrastive
 
 if TYPE_CHECKING:
@@ -147,22 +140,11 @@ class Retrieval:
 
         The interval counts captions, not images: those of one caption succeed or fail together.
         """
-        right = r_precision(
-            self.judge.images(features),
-            self.points,
-            self.captions.of(asked),
-            alike=self.captions.alike,
-            candidates=self.candidates,
-            seed=self.seed,
-        )
-        low, high = wilson(float(right.mean()), len(set(asked)))
-        return {
-            "images": len(asked),
-            "captions": len(set(asked)),
-            "r_precision": float(right.mean()),
-            "low": low,
-            "high": high,
-        }
+        how = {"alike": self.captions.alike, "candidates": self.candidates, "seed": self.seed}
+        found = r_precision(self.judge.images(features), self.points, self.captions.of(asked), **how)
+        share, captions = float(found.mean()), len(set(asked))
+        low, high = wilson(share, captions)
+        return {"images": len(asked), "captions": captions, "r_precision": share, "low": low, "high": high}
 
     def of_real(self, images: ImageSet) -> dict[str, Any]:
         """The same for real images: what the judge can do at all."""
@@ -190,10 +172,8 @@ def own_image(features: Tensor, asked: Sequence[str], reference: Tensor, train: 
     captions = Captions(train)
     found = torch.cdist(features.double(), reference.double()).argmin(1).tolist()
     texts = contrastive.captions_of(train)
-    right = [
-        captions.rows[texts[i][0]] in captions.alike[captions.rows[text]] for i, text in zip(found, asked, strict=True)
-    ]
-    return float(np.mean(right))
+    pairs = zip(captions.of([texts[i][0] for i in found]), captions.of(asked), strict=True)
+    return float(np.mean([there in captions.alike[wanted] for there, wanted in pairs]))
 
 
 # -- judges -----------------------------------------------------------------------------------------------------------
@@ -218,9 +198,8 @@ def find_judge(train: ImageSet, device: torch.device, name: str | None = None, t
     if effnet.installed():
         space = FEATURES["effnet-lite0"](train, device)
         model = _trained(train, device, text, space)
-        return Judge(
-            f"effnet-lite0 and {text}, trained on {train.name}", digest(model), space, model.of_features, model.texts
-        )
+        name = f"effnet-lite0 and {text}, trained on {train.name}"
+        return Judge(name, digest(model), space, model.of_features, model.texts)
     space, model = _convolutional(train, device, text)
     name = f"convolutions and {text}, trained on {train.name}"
     return Judge(name, digest(model), space, lambda x: F.normalize(x, dim=1), model.texts)
@@ -258,20 +237,13 @@ def _trained(train: ImageSet, device: torch.device, text: str, space: FeatureSpa
     captions = contrastive.captions_of(images)
     build = {} if space is None else {"encoder": _Given(space.dimension), "dropout": (0.5, 0.3)}
     model = contrastive.new_model(images, text, 0, device, **build)
-    description = {
-        "space": "judge",
-        "version": 1,
-        "data": train.fingerprint(),
-        "device": device.type,
-        "text": find_encoder(text).fingerprint,
-        "encoder": "convolutions" if space is None else space.digest,
-    }
+    description = {"space": "judge", "version": 1, "data": train.fingerprint(), "device": device.type}
+    encoder = "convolutions" if space is None else space.digest
+    description |= {"text": find_encoder(text).fingerprint, "encoder": encoder}
 
     def train_it() -> dict[str, Tensor]:
         store = LatentStore([one for texts in captions for one in texts], model.reader)
-        features = None
-        if space is not None:
-            features = _views(images, space)
+        features = None if space is None else _views(images, space)
         objective = contrastive.ContrastiveObjective(model, images, store, features)
         steps = min(max(_EPOCHS * len(images) // objective.images_per_step, _LEAST), _MOST)
         for _ in train_steps(objective, Budget(steps=steps)):
@@ -288,12 +260,9 @@ def _views(images: ImageSet, space: FeatureSpace) -> contrastive.Features:
     stream = torch.Generator().manual_seed(0)
     with torch.no_grad():
         for _ in range(VIEWS):
-            batches = (images.pixels(slice(i, i + 64)) for i in range(0, len(images), 64))
-            views.append(
-                torch.cat(
-                    [space.features(contrastive.augment(x.to(space.device), stream)).float().cpu() for x in batches]
-                )
-            )
+            batches = (images.pixels(slice(i, i + 64)).to(space.device) for i in range(0, len(images), 64))
+            augmented = (contrastive.augment(pixels, stream) for pixels in batches)
+            views.append(torch.cat([space.features(pixels).float().cpu() for pixels in augmented]))
     table = torch.stack(views)  # (V, N, F)
 
     def drawn(index: np.ndarray, generator: torch.Generator) -> Tensor:
