@@ -8,7 +8,7 @@
 from __future__ import annotations
 
 from sfumato.lecture.page import PAGE, PARTS, page, summary, write
-from sfumato.lecture.section import Absent, Part, Picture, Section, Sizes, Subject, Table
+from sfumato.lecture.section import Absent, Part, Picture, Section, Sizes, Subject
 
-__all__ = ["PAGE", "PARTS", "Absent", "Part", "Picture", "Section", "Sizes", "Subject", "Table", "page"]
-__all__ += ["summary", "write"]
+__all__ = ["PAGE", "PARTS", "Absent", "Part", "Picture", "Section", "Sizes", "Subject", "page", "summary"]
+__all__ += ["write"]

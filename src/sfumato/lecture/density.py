@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import shlex
-
 import torch
 from markupsafe import Markup
 from torch import Tensor
@@ -46,18 +44,14 @@ def likelihood(subject: Subject) -> Section:
     figure, paths = integration_figure(generator, x[:FEW], samples=sizes.integrated, seed=subject.seed)
     low, high = float(inside.bits.min()), float(inside.bits.max())
     integral, bound, ode = paths["integral"][0], paths["bound"], paths["ode"]
+    wrong = "Below 0.5 the order is wrong: a simple unknown image looks likelier than the training data. "
     text = (
         "Bits per dimension are the negative log-likelihood in base 2, divided by the number of pixel values: 8 for uniform noise, "
         f"lower is likelier. {len(x)} test images have {inside.mean:.2f} on average, from {low:.2f} to {high:.2f}. Simple "
         "shapes are usually the likeliest, detailed ones the unlikeliest.",
         f"Out-of-distribution images, here {kind}, have {outside.mean:.2f}. As a detector of them the likelihood has an AUROC of "
         f"{plain.value:.2f}; after the length of the image’s PNG file is subtracted (input complexity), {complexity.value:.2f}. "
-        + (
-            "Below 0.5 the order is wrong: a simple unknown image looks likelier than the training data. "
-            if plain.value < 0.5
-            else ""
-        )
-        + "Chance is 0.5.",
+        f"{wrong if plain.value < 0.5 else ''}Chance is 0.5.",
         "Why nobody integrates over z: "
         f"{paths['samples']:,} samples from p(z), compared with x, cost {integral['evaluations'][-1]:,} network evaluations and "
         f"leave the estimate at {integral['bits'][-1]:.1f} bits per dimension; the effective sample size is "
@@ -65,17 +59,12 @@ def likelihood(subject: Subject) -> Section:
         f"{bound['evaluations'][-1]:,} evaluations, and the exact change of variables along the probability-flow ODE "
         f"{ode['bits']:.2f} for {ode['evaluations']:,} (means over {paths['images']} images).",
     )
-    run, name = shlex.quote(str(subject.run)), subject.test.name
+    _, run, name = subject.names
     against = "" if kind.startswith("the same") else " --against digits"
     ordered = pictures.named_rows(ends, ["fewest bits", "most bits"])
-    numbers = {
-        "inside": inside.to_json(),
-        "outside": outside.to_json(),
-        "out_of_distribution": kind,
-        "low": low,
-        "high": high,
-    }
-    numbers |= {"bits": plain.to_json(), "bits_less_png": complexity.to_json(), "integration": paths}
+    sets = {"inside": inside.to_json(), "outside": outside.to_json(), "out_of_distribution": kind}
+    found = {"bits": plain.to_json(), "bits_less_png": complexity.to_json(), "integration": paths}
+    numbers = {**sets, "low": low, "high": high, **found}
     return Section(
         text=text,
         pictures=(
@@ -112,20 +101,18 @@ def generator_as_classifier(subject: Subject) -> Section:
     labels = subject.classifier.labels
     shown = []
     for i in picked:
-        share, best = decision.shares[i].max(0)
-        name = labels[int(y[i])]
-        verdict = "right" if right[i] else f"wrong: it is {name}"
+        (share, best), truth = decision.shares[i].max(0), labels[int(y[i])]
+        caption = f"{labels[int(best)]}, {float(share):.0%}: {'right' if right[i] else f'wrong: it is {truth}'}"
         tile = pictures.grid(x[i : i + 1], scale=3, gap=0)
-        caption = f"{labels[int(best)]}, {float(share):.0%}: {verdict}"
-        shown.append(Picture(tile, f"test image of {name}", caption, pixelated=True))
+        shown.append(Picture(tile, f"test image of {truth}", caption, pixelated=True))
     text = (
         "By Bayes’ rule a conditional diffusion model is also a classifier (diffusion classifier): the predicted class is the "
         f"one under which the image is denoised best. This is right for {int(right.sum())} of {len(x)} test images; the "
         f"classifier that was trained for the task, for a few seconds, is right for {int(trained.sum())}. It takes "
         f"{passes:.0f} network evaluations an image, although classes that are clearly worse are dropped early.",
     )
-    run = shlex.quote(str(subject.run))
-    commands = [f"sfumato classify {run} --data {subject.test.name} -n 200"]
+    _, run, name = subject.names
+    commands = [f"sfumato classify {run} --data {name} -n 200"]
     if not subject.verbs or "purify" in subject.verbs:
         text += (
             "The same denoiser can also remove an adversarial perturbation before the classifier sees the image: add noise, "

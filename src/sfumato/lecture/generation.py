@@ -72,8 +72,8 @@ def down_and_up(subject: Subject) -> Section:
     )
     caption = f"Rows, from the top: {', '.join(classes)}."
     shown.append(Picture(samples, f"{each} samples of each class", caption, name="samples"))
-    train = f"sfumato train --data {subject.test.name} --minutes 15 --out runs/{subject.test.name}"
-    commands = (train, f"sfumato film {shlex.quote(str(subject.run))} -o film.png")
+    _, run, name = subject.names
+    commands = (f"sfumato train --data {name} --minutes 15 --out runs/{name}", f"sfumato film {run} -o film.png")
     return Section(text=tuple(text), pictures=tuple(shown), commands=commands, numbers=numbers)
 
 
@@ -139,7 +139,7 @@ def conditioning(subject: Subject) -> Section:
     return Section(
         text=text,
         pictures=(shown,),
-        commands=(f"sfumato sample {shlex.quote(str(subject.run))} --guidance 3 -n 64 -o guided.png",),
+        commands=(f"sfumato sample {subject.names[1]} --guidance 3 -n 64 -o guided.png",),
         numbers={"of": len(labels), "drop": drop, "recognised": recognised},
     )
 

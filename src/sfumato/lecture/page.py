@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import shlex
 import time
 from collections.abc import Sequence
 from importlib.resources import files
@@ -13,7 +12,7 @@ from sfumato.core import pictures
 from sfumato.core.files import atomic_write, make_folder
 from sfumato.core.version import __version__
 from sfumato.lecture import density, generation, robustness
-from sfumato.lecture.section import Picture, Section, Subject
+from sfumato.lecture.section import Section, Subject
 
 PAGE = "lecture.html"
 PARTS = (
@@ -30,8 +29,7 @@ PARTS = (
 
 def what_next(subject: Subject) -> Section:
     """Commands for one's own images."""
-    run, folder = (shlex.quote(str(path)) for path in (subject.run, subject.classifier_folder))
-    name = subject.test.name
+    folder, run, name = subject.names
     commands = (
         "sfumato train --data photos --out runs/photos --minutes 60  # your own images, in a folder for each class, or captioned",
         "sfumato classifier train --data photos --out classifiers/photos  # a classifier of the same images",
@@ -39,9 +37,8 @@ def what_next(subject: Subject) -> Section:
         f"sfumato harden {folder} --data {name} --method trades --norm Linf --eps 8/255 --out hardened  # adversarial training",
         "sfumato --help  # all commands",
     )
-    verbs = subject.verbs | {"--help"}
     text = "The models on this page were trained for minutes; an hour makes most of it much better:"
-    known = tuple(c for c in commands if not subject.verbs or c.split()[1] in verbs)
+    known = tuple(c for c in commands if not subject.verbs or c.split()[1] in subject.verbs | {"--help"})
     return Section(title="What to do next", text=(text,), commands=known)
 
 
@@ -81,8 +78,9 @@ def write(subject: Subject, sections: Sequence[Section], folder: str | Path, sec
     make_folder(folder)
     written: dict[str, Path] = {}
     for picture in (picture for section in sections for picture in section.pictures if picture.name):
+        assert not isinstance(picture.image, str), "SVG is for the page alone"
         written[picture.name] = folder / f"{picture.name}.png"
-        _save(picture, written[picture.name])
+        pictures.save(picture.image, written[picture.name])
     written["page"] = folder / PAGE
     content = page(subject, sections, seconds)
     atomic_write(written["page"], content.encode("utf-8", "replace"))  # names may hold half characters
@@ -92,8 +90,3 @@ def write(subject: Subject, sections: Sequence[Section], folder: str | Path, sec
 def summary(sections: Sequence[Section]) -> list[dict[str, Any]]:
     """Title and numbers of each part, or why it was left out, ready for JSON."""
     return [{"title": s.title, **({"absent": s.absent} if s.absent else s.numbers)} for s in sections]
-
-
-def _save(picture: Picture, path: Path) -> None:
-    assert not isinstance(picture.image, str), "SVG is for the page alone"
-    pictures.save(picture.image, path)

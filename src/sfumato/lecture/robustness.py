@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import io
 import math
-import shlex
 
 import torch
 from markupsafe import Markup
@@ -25,7 +24,7 @@ from sfumato.core import pictures
 from sfumato.defences import CertificationRequest, SmoothingSettings, certify_data
 from sfumato.defences.smoothing.certify import PixelDenoiser
 from sfumato.defences.smoothing.figure import draw
-from sfumato.lecture.section import Absent, Picture, Section, Subject, Table, part
+from sfumato.lecture.section import Absent, Picture, Section, Subject, part
 
 SIZES = tuple(k / 255 for k in (4, 8, 16, 32, 64))  # eps of the attack, Linf
 STEP = 0.25  # of eps, each step of the ascent that is shown
@@ -35,9 +34,8 @@ L2 = 1 / 28  # of the attack before and after smoothing, for each dimension: 1 f
 AROUND = 64  # images from which the ones to show are chosen
 
 DESCENT = Markup("training: &ensp; <i>θ</i> ← <i>θ</i> − <i>α</i> ∇<sub><i>θ</i></sub> L(<i>θ</i>)")
-ASCENT = Markup(
-    "attack: &ensp; <i>x</i> ← <i>x</i> + <i>α</i> ∇<sub><i>x</i></sub> l(<i>f<sub>θ</sub></i>(<i>x</i>), <i>y</i>)"
-)
+STEP_UP = "<i>x</i> ← <i>x</i> + <i>α</i> ∇<sub><i>x</i></sub> l(<i>f<sub>θ</sub></i>(<i>x</i>), <i>y</i>)"
+ASCENT = Markup(f"attack: &ensp; {STEP_UP}")
 SMOOTHED = Markup(
     "<i>g</i>(<i>x</i>) = argmax<sub><i>c</i></sub> P[ <i>f</i>(Dec(<i>x</i> + <i>σε</i>)) = <i>c</i> ], &ensp; "
     "<i>ε</i> ~ <i>N</i>(0, <i>I</i>)"
@@ -76,17 +74,18 @@ def attack(subject: Subject) -> Section:
         else f"The ascent that would be shown here fooled none of its {len(some[0])} images at this size.",
     )
     counts = zip(SIZES, fooled, by_chance, strict=True)
-    rows = tuple((size(e, "Linf"), f"{a} of {len(x)}", f"{b} of {len(x)}") for e, a, b in counts)
-    folder, name, bound = shlex.quote(str(subject.classifier_folder)), subject.test.name, size(eps, "Linf")
+    rows = [(size(e, "Linf"), f"{a} of {len(x)}", f"{b} of {len(x)}") for e, a, b in counts]
+    folder, _, name = subject.names
+    on = f"{folder} --data {name}"
     numbers = {"images": len(x), "eps": eps, "strengths": list(SIZES), "fooled": fooled, "by_chance": by_chance}
     return Section(
         text=text,
         pictures=tiles,
         columns=3,
-        table=Table(("ε (largest change of a pixel)", "fooled by PGD", "by random noise of that size"), rows),
+        table=(("ε (largest change of a pixel)", "fooled by PGD", "by random noise of that size"), *rows),
         commands=(
-            f"sfumato attack {folder} --data {name} --attack pgd --eps {bound} -o attacked",
-            f"sfumato audit {folder} --data {name} --norm Linf --eps {bound} -o report",
+            f"sfumato attack {on} --attack pgd --eps {size(eps, 'Linf')} -o attacked",
+            f"sfumato audit {on} --norm Linf --eps {size(eps, 'Linf')} -o report",
         ),
         numbers={**numbers, "shown": shown},
     )
@@ -106,9 +105,10 @@ def ascend_images(classifier: Classifier, x: Tensor, y: Tensor, eps: float, step
         return (ascend(x, slope, norm="Linf", eps=eps, steps=steps, step=STEP) * 255).round() / 255
 
 
-def _triples(
-    classifier: Classifier, x: Tensor, y: Tensor, found: Tensor, eps: float
-) -> tuple[tuple[Picture, ...], list[dict[str, object]]]:
+Triples = tuple[tuple[Picture, ...], list[dict[str, object]]]
+
+
+def _triples(classifier: Classifier, x: Tensor, y: Tensor, found: Tensor, eps: float) -> Triples:
     """Image, perturbation and sum of the most confident successes, one a class; and what was predicted."""
     success = verified(classifier, x, found, y, norm="Linf", eps=eps).success
     before, after = (classifier.logits(images).softmax(1) for images in (x, found))
@@ -118,13 +118,10 @@ def _triples(
         if not success[i] or any(each["label"] == truth for each in shown):
             continue
         (confidence, predicted), (surer, wrong) = before[i].max(0), after[i].max(0)
+        change = f"the perturbation, {NOISE_SCALE} times as strong"
         for tile, alt, caption in (
             (x[i], f"test image of {truth}", f"{labels[int(predicted)]}, {float(confidence):.1%}"),
-            (
-                noise(x[i], found[i]),
-                f"the perturbation, {NOISE_SCALE} times as strong",
-                f"+ perturbation (x{NOISE_SCALE})",
-            ),
+            (noise(x[i], found[i]), change, f"+ perturbation (x{NOISE_SCALE})"),
             (found[i], f"adversarial example of {truth}", f"= {labels[int(wrong)]}, {float(surer):.1%}"),
         ):
             tiles.append(Picture(pictures.grid(tile[None], scale=1, gap=0), alt, caption, pixelated=True))
@@ -179,9 +176,8 @@ def boundaries(subject: Subject) -> Section:
             f"Left out: of {len(x)} test images only {len(rows)} are classified correctly with and without smoothing, and "
             "the picture needs three: train longer (--minutes)."
         )
-    views = boundary(
-        both[0], x, y, other=both[1], kind="plane", names=names, seed=subject.seed, resolution=sizes.resolution
-    )
+    how = {"names": names, "seed": subject.seed, "resolution": sizes.resolution}
+    views = boundary(both[0], x, y, other=both[1], kind="plane", **how)
     few = x[rows[: sizes.smoothed]], y[rows[: sizes.smoothed]]
     length = round(L2 * math.sqrt(x[0].numel()), 2)
     fooled = [int(_fooled(subject, each, *few, "L2", length).sum()) for each in both]
@@ -199,7 +195,8 @@ def boundaries(subject: Subject) -> Section:
         "failed attack proves nothing; the next part gives a proof.",
     )
     numbers = {"images": len(x), "right": kept, "attacked": len(few[0]), "fooled": fooled, "sigma": SIGMA, "l2": length}
-    own = f"sfumato boundary {shlex.quote(str(subject.classifier_folder))} --data {subject.test.name} -o boundary.png"
+    folder, _, name = subject.names
+    own = f"sfumato boundary {folder} --data {name} -o boundary.png"
     return Section(
         text=text,
         pictures=tuple(Picture(i, f"decision regions, {name}") for i, name in zip(images, names, strict=True)),
@@ -229,9 +226,9 @@ def certificate(subject: Subject) -> Section:
         f"are {certified}. An image takes {draws['median']:,.0f} noisy copies (median), selection of the class included. The "
         f"band in the picture is the confidence interval for {count} images.",
     )
-    folder, run = (shlex.quote(name) for name in names)
+    folder, run, name = subject.names
     figure = Image.open(io.BytesIO(draw(report))).convert("RGB")
-    certify = f"sfumato certify {folder} --generator {run} --data {subject.test.name} --sigma {SIGMA:g} -n 500 -o certificates"
+    certify = f"sfumato certify {folder} --generator {run} --data {name} --sigma {SIGMA:g} -n 500 -o certificates"
     return Section(
         text=text,
         pictures=(Picture(figure, "certified accuracy against the L2 radius", wide=True),),

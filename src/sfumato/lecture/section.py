@@ -5,6 +5,7 @@ from __future__ import annotations
 import base64
 import io
 import json
+import shlex
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from functools import cached_property
@@ -79,6 +80,11 @@ class Subject:
     verbs: frozenset[str] = frozenset()
     seed: int = 0
 
+    @property
+    def names(self) -> tuple[str, str, str]:
+        """Classifier, run and data, as words of a command."""
+        return shlex.quote(str(self.classifier_folder)), shlex.quote(str(self.run)), self.test.name
+
     def some(self, count: int) -> tuple[Tensor, Tensor]:
         """Pixels (n, C, H, W) and labels (n,) of ``count`` test images at random, or of all where there are fewer."""
         from sfumato.classifiers import match_labels
@@ -129,14 +135,6 @@ class Picture:
 
 
 @dataclass(frozen=True)
-class Table:
-    """Rows of text under a head."""
-
-    head: tuple[str, ...]
-    rows: tuple[tuple[str, ...], ...]
-
-
-@dataclass(frozen=True)
 class Section:
     """A part of the page.
 
@@ -145,7 +143,7 @@ class Section:
         formulas: the lecture's, set in HTML; these and the title come from the ``Part``.
         text: paragraphs.
         pictures: in ``columns`` beside each other.
-        table: of numbers, or None.
+        table: rows of text, the first of them the head.
         commands: that do it at full size.
         numbers: of this run, ready for JSON; the text quotes them.
         absent: why all but title and formulas are left out; "" where nothing is.
@@ -156,7 +154,7 @@ class Section:
     text: tuple[str, ...] = ()
     pictures: tuple[Picture, ...] = ()
     columns: int = 1
-    table: Table | None = None
+    table: tuple[tuple[str, ...], ...] = ()
     commands: tuple[str, ...] = ()
     numbers: dict[str, Any] = field(default_factory=dict)
     absent: str = ""
