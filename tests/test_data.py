@@ -5,6 +5,7 @@ from __future__ import annotations
 import gzip
 import runpy
 import struct
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +16,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
-from helpers.folders import labels_of, noise, write_folder
+from helpers.folders import labelled, labels_of, noise, write_folder
 from sfumato.core.errors import InputError
 from sfumato.data import SOURCES, ImageSet, check, fit_array, load, suggest_size
 from sfumato.data.builtin import ARTICLES, CLOTHES, DEBIAN
@@ -23,9 +24,7 @@ from sfumato.data.decode import hash_split
 from sfumato.data.fit import fit_image
 
 pytestmark = pytest.mark.usefixtures("own_cache")
-needs_fashion = pytest.mark.skipif(
-    not DEBIAN.is_dir(), reason="Debian's package dataset-fashion-mnist is not installed"
-)
+needs_fashion = pytest.mark.skipif(not DEBIAN.is_dir(), reason="no Debian package dataset-fashion-mnist")
 
 
 def test_digits_are_scikit_learns() -> None:
@@ -35,16 +34,9 @@ def test_digits_are_scikit_learns() -> None:
     train, test = load("digits"), load("digits", split="test")
     assert (len(train), len(test), train.size, train.channels) == (1497, 300, (8, 8), 1)
     assert train.classes == tuple("0123456789")
-    pairs = [
-        (image.tobytes(), int(label))
-        for s in (train, test)
-        for image, label in zip(s.images, labels_of(s), strict=True)
-    ]
-    expected = [
-        (np.rint(i * 255 / 16).astype(np.uint8).tobytes(), int(t))
-        for i, t in zip(raw["images"], raw["target"], strict=True)
-    ]
-    assert sorted(pairs) == sorted(expected)  # each image once, in one split, with its label
+    images = [np.rint(image * 255 / 16).astype(np.uint8).tobytes() for image in raw["images"]]
+    expected = zip(images, raw["target"].tolist(), strict=True)
+    assert sorted(labelled(train, test)) == sorted(expected)  # each image once, in one split, with its label
     assert train.images.max() == 255
     assert np.bincount(labels_of(test)).min() >= 20  # every digit is in the test split
 
@@ -84,9 +76,8 @@ def test_clothes_are_made_again_to_the_byte() -> None:
     for split in ("train", "test"):
         whole, part = load("fashion-mnist", split=split), load("clothes", split=split)
         rows = tool["chosen"](labels_of(whole), tool["EACH"][split])
-        assert np.array_equal(whole.images[rows], part.images) and np.array_equal(
-            labels_of(whole)[rows], labels_of(part)
-        )
+        assert np.array_equal(whole.images[rows], part.images)
+        assert np.array_equal(labels_of(whole)[rows], labels_of(part))
 
 
 def idx(array: np.ndarray) -> bytes:
@@ -129,8 +120,7 @@ def test_npz_shapes_and_types(tmp_path: Path, shape: tuple[int, ...], kind: type
     parts = [load(tmp_path / "set.npz", split=split) for split in ("train", "test")]
     assert len(parts[0]) + len(parts[1]) == 60 and 1 <= len(parts[1]) <= 15
     assert parts[0].classes == ("0", "1", "2") and parts[0].name == "set"
-    whole = {image.tobytes(): int(label) for p in parts for image, label in zip(p.images, labels_of(p), strict=True)}
-    assert whole == {image.tobytes(): i % 3 for i, image in enumerate(pixels)}
+    assert dict(labelled(*parts)) == {image.tobytes(): i % 3 for i, image in enumerate(pixels)}
 
 
 def test_small_npz_serves_as_both_splits_and_labels_are_optional(tmp_path: Path) -> None:
@@ -149,7 +139,7 @@ def test_folder_gives_back_pixels_labels_and_a_fixed_split(tmp_path: Path) -> No
     train, test = load(tmp_path / "pets"), load(tmp_path / "pets", split="test")
     assert train.name == "pets" and train.size == (16, 16) and train.classes == ("cat", "dog")
     assert isinstance(train.images, np.memmap) and not train.images.flags.writeable
-    got = {i.tobytes(): s.classes[k] for s in (train, test) for i, k in zip(s.images, labels_of(s), strict=True)}
+    got = {image: train.classes[k] for image, k in labelled(train, test)}
     assert got == wanted and len(train) + len(test) == 60 and 1 <= len(test) <= 15
     assert len(set(labels_of(train)[:12].tolist())) == 2  # a prefix is mixed, not one class
     # more images: no image changes sides
@@ -175,7 +165,7 @@ def test_ready_made_splits(tmp_path: Path, test_name: str) -> None:
     train, test = load(tmp_path), load(tmp_path, split="test")
     assert (len(train), len(test)) == (4, 6) and train.classes == test.classes == ("9", "10")
     expected = {noise(100 + 10 * c + i).tobytes(): c for c in range(2) for i in range(3)}
-    assert {i.tobytes(): k for i, k in zip(test.images, labels_of(test).tolist(), strict=True)} == expected
+    assert dict(labelled(test)) == expected
 
 
 def test_flat_folder_is_unlabelled_and_upper_case_suffixes_count(tmp_path: Path) -> None:
@@ -212,18 +202,14 @@ def test_default_size() -> None:
 
 @settings(max_examples=60, deadline=None)
 @given(
-    width=st.integers(2, 90),
-    height=st.integers(2, 90),
+    stored=st.tuples(st.integers(2, 90), st.integers(2, 90), st.sampled_from([1, 3, 4])),
     target=st.tuples(st.integers(4, 32), st.integers(4, 32)),
     fit=st.sampled_from(["crop", "pad"]),
-    channels=st.sampled_from([1, 3, 4]),
     enlarge=st.booleans(),
 )
-def test_any_image_comes_to_any_size(
-    width: int, height: int, target: tuple[int, int], fit: str, channels: int, enlarge: bool
-) -> None:
-    size = (2 * target[0], 2 * target[1])
-    flat = np.full((height, width, channels), 77, np.uint8)
+def test_any_image_comes_to_any_size(stored: Any, target: tuple[int, int], fit: str, enlarge: bool) -> None:
+    size, channels = (2 * target[0], 2 * target[1]), stored[2]
+    flat = np.full(stored, 77, np.uint8)
     image = Image.fromarray(flat[..., 0] if channels == 1 else flat)
     got = fit_image(image, size, fit, enlarge=enlarge)
     assert got.shape == (*size, channels) and got.dtype == np.uint8
@@ -255,9 +241,8 @@ def test_crop_keeps_the_centre_and_pad_keeps_all(tmp_path: Path) -> None:
     see_through.putpixel((20, 8), (0, 0, 0, 0))
     (tmp_path / "alpha").mkdir()
     see_through.save(tmp_path / "alpha" / "x.png")
-    assert np.unique(load(tmp_path / "alpha", size=48, fit="pad").images[0][:16]).tolist() == [
-        255
-    ]  # white, not the border
+    rim = load(tmp_path / "alpha", size=48, fit="pad").images[0][:16]
+    assert np.unique(rim).tolist() == [255]  # white, not the border
 
 
 def test_shrinking_averages_instead_of_picking() -> None:
@@ -301,14 +286,9 @@ def test_pixels_by_every_kind_of_index() -> None:
     ],
 )
 def test_image_set_refuses_what_does_not_agree(change: dict[str, Any], match: str) -> None:
-    sound: dict[str, Any] = {
-        "images": np.zeros((2, 8, 8, 1), np.uint8),
-        "labels": np.array([0, 1]),
-        "classes": ("a", "b"),
-    }
-    ImageSet(**sound, name="x", split="train")
+    sound = ImageSet(np.zeros((2, 8, 8, 1), np.uint8), np.array([0, 1]), ("a", "b"), "x", "train")
     with pytest.raises(InputError, match=match):
-        ImageSet(**{**sound, **change}, name="x", split="train")
+        replace(sound, **change)
 
 
 def test_fingerprint_sees_every_pixel_label_and_the_shape() -> None:
@@ -320,13 +300,8 @@ def test_fingerprint_sees_every_pixel_label_and_the_shape() -> None:
     one_pixel, one_label = images.copy(), labels.copy()
     one_pixel[5, 7, 7] ^= 1
     one_label[5] = 0
-    prints = [
-        print_of(images, labels),
-        print_of(one_pixel, labels),
-        print_of(images, one_label),
-        print_of(images, None),
-    ]
-    prints.append(print_of(images.reshape(6, 4, 16, 1), labels))
+    changed = [(one_pixel, labels), (images, one_label), (images, None), (images.reshape(6, 4, 16, 1), labels)]
+    prints = [print_of(*each) for each in [(images, labels), *changed]]
     assert len(set(prints)) == 5 and all(len(p) == 16 and int(p, 16) >= 0 for p in prints)
     assert print_of(images.copy(order="F"), labels) == prints[0]
 

@@ -13,26 +13,13 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from helpers.folders import noise, write_folder
+from helpers.disk import damaged, no_file_over
+from helpers.folders import count_decodes, noise, write_folder
 from sfumato.data import ImageSet, cache_folder, check, load, preview
 
 pytestmark = pytest.mark.usefixtures("own_cache")
 
 # the cache
-
-
-def count_decodes(monkeypatch: pytest.MonkeyPatch) -> list[int]:
-    from sfumato.data import decode
-
-    calls: list[int] = []
-    inner = decode.decode_all
-
-    def counted(*args: Any, **kwargs: Any) -> Any:
-        calls.append(1)
-        return inner(*args, **kwargs)
-
-    monkeypatch.setattr(decode, "decode_all", counted)
-    return calls
 
 
 def test_decoded_once_and_again_when_a_file_changes(
@@ -59,12 +46,10 @@ def test_damaged_cache_is_rebuilt(tmp_path: Path, own_cache: Path, suffix: str, 
     sound = load(tmp_path / "set").fingerprint()
     file = next(own_cache.glob(f"*{suffix}"))
     data = file.read_bytes()
-    middle = len(data) // 2
     if damage == "gone":
         file.unlink()
     else:
-        damaged = {"cut": data[:middle], "empty": b"", "garbled": data[:middle] + b"#####" + data[middle + 5 :]}
-        file.write_bytes(damaged[damage])
+        file.write_bytes(damaged(data, damage))
     assert load(tmp_path / "set").fingerprint() == sound
     assert file.read_bytes() == data  # and is sound again
 
@@ -78,20 +63,14 @@ def test_cache_of_pickles_is_not_loaded(tmp_path: Path, own_cache: Path) -> None
 
 
 def test_unwritable_cache_costs_only_the_speed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    resource = pytest.importorskip("resource", reason="no file size limits on this system")
     wanted = write_folder(tmp_path / "set", 8)
     (tmp_path / "file").write_text("")
     monkeypatch.setenv("SFUMATO_CACHE", str(tmp_path / "file" / "below"))
     with pytest.warns(UserWarning, match="cache of decoded images cannot be used"):
         assert {i.tobytes() for i in load(tmp_path / "set").images} == set(wanted)
     monkeypatch.setenv("SFUMATO_CACHE", str(tmp_path / "full"))
-    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
-    resource.setrlimit(resource.RLIMIT_FSIZE, (1000, hard))  # a disk that is full in the middle of writing
-    try:
-        with pytest.warns(UserWarning, match="larger than this disk allows"):
-            assert {i.tobytes() for i in load(tmp_path / "set").images} == set(wanted)
-    finally:
-        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+    with no_file_over(1000), pytest.warns(UserWarning, match="larger than this disk allows"):
+        assert {i.tobytes() for i in load(tmp_path / "set").images} == set(wanted)
     assert not list((tmp_path / "full").iterdir())
 
 

@@ -2,12 +2,9 @@
 
 from __future__ import annotations
 
-import io
 import json
 import os
 import re
-import sys
-import types
 import warnings
 from pathlib import Path
 from typing import Any
@@ -20,6 +17,8 @@ from PIL import Image
 
 from helpers.captioned import SHARED, colour, needs_shared, picture, pictures, plain, rows, texts_by_image, write
 from helpers.commands import Command
+from helpers.folders import count_decodes
+from helpers.hub import Table, cell, offer
 from sfumato.core.errors import InputError
 from sfumato.data import ImageSet, captioned_grid, check, load, preview
 from sfumato.data.captions import MOST, VARIANTS, variants
@@ -136,11 +135,7 @@ def test_mixed_sizes_and_modes(tmp_path: Path) -> None:
 
 
 def test_new_captions_are_noticed_and_need_no_decoding(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    from sfumato.data import decode
-
-    calls: list[int] = []
-    inner = decode.decode_all
-    monkeypatch.setattr(decode, "decode_all", lambda *a, **k: calls.append(1) or inner(*a, **k))
+    calls = count_decodes(monkeypatch)
     names = pictures(tmp_path, 3)
     write(tmp_path, rows(names))
     state = os.stat(tmp_path / "metadata.jsonl")
@@ -200,13 +195,8 @@ def test_variants_hold_no_word_that_the_row_does_not(
 
 
 def test_variants_by_eye() -> None:
-    row = {
-        "text": "flag: Chad",
-        "group": "Flags",
-        "subgroup": "country-flag",
-        "keywords": ["chad", "flag", "td"],
-        "short_names": ["flag-td", "chad_flag"],
-    }
+    row: dict[str, Any] = {"text": "flag: Chad", "group": "Flags", "subgroup": "country-flag"}
+    row |= {"keywords": ["chad", "flag", "td"], "short_names": ["flag-td", "chad_flag"]}
     seen = {t for i in range(60) for t in variants("flag: Chad", row, f"{i}.png")}
     assert {"Chad flag", "flag: Chad, Flags", "flag: Chad, country flag", "flag td", "chad, flag", "flag, chad"} <= seen
     assert "flag: Chad, chad" in seen and "chad" in seen  # "chad" is a keyword, and not the whole text
@@ -288,60 +278,18 @@ def test_npz_with_captions_that_do_not_fit(tmp_path: Path, captions: np.ndarray,
         load(tmp_path / "x.npz")
 
 
-class ImageColumn:
-    def __init__(self, decode: bool = True) -> None:
-        self.decode = decode
-
-
-ImageColumn.__name__ = "Image"
-
-
-class Table:
-    """As much of a ``datasets.Dataset`` as is used."""
-
-    def __init__(self, **columns: list[Any]) -> None:
-        self.columns, self._fingerprint = columns, str(columns.keys())
-        self.features = {name: ImageColumn() if name == "image" else object() for name in columns}
-        if "label" in columns:
-            self.features["label"] = type("ClassLabel", (), {"names": ["a", "b"]})()
-
-    def __len__(self) -> int:
-        return len(self.columns["image"])
-
-    def __getitem__(self, key: Any) -> Any:
-        return self.columns[key] if isinstance(key, str) else {n: column[key] for n, column in self.columns.items()}
-
-    def select_columns(self, columns: list[str]) -> Table:
-        return self
-
-    def cast_column(self, column: str, feature: Any) -> Table:
-        return self
-
-
-def cells(count: int) -> list[Any]:
-    made = []
-    for i in range(count):
-        Image.new("RGB", (16, 16), colour(i)).save(out := io.BytesIO(), format="PNG")
-        made.append({"bytes": out.getvalue(), "path": None})
-    return made
-
-
 def test_hub_set_with_captions(monkeypatch: pytest.MonkeyPatch) -> None:
-    tables: dict[str, Any] = {}
-    module: Any = types.ModuleType("datasets")
-    module.Image, module.load_dataset = ImageColumn, lambda name: tables[name]
-    monkeypatch.setitem(sys.modules, "datasets", module)
-    four, texts = cells(4), [f"caption {i}" for i in range(4)]
-    tables["a/one"] = Table(image=four, text=[1, 2, 3, 4], caption=texts)  # numbers are no captions
+    four, texts = [cell(Image.new("RGB", (16, 16), colour(i))) for i in range(4)], [f"caption {i}" for i in range(4)]
+    offer(monkeypatch, Table(image=four, text=[1, 2, 3, 4], caption=texts))  # numbers are no captions
     assert texts_by_image(load("hf:a/one")) == plain(4)
-    tables["a/lists"] = {"train": Table(image=four, captions=[["x", "y"], [], ["z"], None])}
+    offer(monkeypatch, {"train": Table(image=four, captions=[["x", "y"], [], ["z"], None])})
     with pytest.warns(UserWarning, match="skipped 2 of 4 images: train row 1: its caption is empty; train row 3"):
         assert texts_by_image(load("hf:a/lists")) == {0: ("x", "y"), 2: ("z",)}
     assert [name for name, _ in check("hf:a/lists").captions.without] == ["train row 1", "train row 3"]  # pyright: ignore
-    tables["a/labels"] = Table(image=four, text=texts, label=[0, 1, 0, 1])
+    offer(monkeypatch, Table("ab", image=four, text=texts, label=[0, 1, 0, 1]))
     labelled = load("hf:a/labels")
     assert labelled.captions is None and labelled.labels is not None and labelled.classes == ("a", "b")
-    tables["a/half"] = {"train": Table(image=four, text=texts), "test": Table(image=four)}
+    offer(monkeypatch, {"train": Table(image=four, text=texts), "test": Table(image=four)})
     assert load("hf:a/half").captions is None
 
 

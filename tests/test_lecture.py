@@ -29,14 +29,8 @@ from sfumato.lecture import Section, Sizes, Subject, robustness
 from sfumato.lecture.section import Part
 from sfumato.likelihood import score
 
-SMALL = replace(
-    Sizes(each=2, prompted=1, guided=2, scored=12, draws=4, integrated=8, attacked=40, steps=5, resolution=9),
-    copies=3,
-    smoothed=4,
-    certified=5,
-    samples=120,
-    classified=6,
-)
+SMALL = Sizes(each=2, prompted=1, guided=2, scored=12, draws=4, integrated=8, attacked=40, steps=5, resolution=9)
+SMALL = replace(SMALL, copies=3, smoothed=4, certified=5, samples=120, classified=6)
 NAMES = ("<b>nought</b>", "one & only", 'two "2"', *map(str, range(3, 10)))
 TITLES = ["Down and up", "Text to image", "Conditioning", "How likely is an image?", "Adversarial perturbations"]
 TITLES += ["The decision boundary, before and after smoothing", "A certificate", "The generator as a classifier"]
@@ -50,29 +44,22 @@ class Page(HTMLParser):
         super().__init__()
         self.tags: list[str] = []
         self.attributes: list[tuple[str, str, str]] = []  # tag, name, value
-        self.headings: list[str] = []
-        self.commands: list[str] = []
-        self.words: list[str] = []
-        self.here: list[str] = []
+        self.headings, self.commands, self.words = list[str](), list[str](), list[str]()
+        self.kinds = {"h2": self.headings, "pre": self.commands, "style": list[str]()}
+        self.here = self.words
         self.feed(text)
 
     def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
         self.tags.append(tag)
         self.attributes += [(tag, name, value or "") for name, value in attrs]
-        if tag in ("h2", "pre", "style"):
-            self.here.append(tag)
+        self.here = self.kinds.get(tag, self.here)
 
     def handle_endtag(self, tag: str) -> None:
-        if self.here and self.here[-1] == tag:
-            self.here.pop()
+        if tag in self.kinds:
+            self.here = self.words
 
     def handle_data(self, text: str) -> None:
-        if self.here == ["h2"]:
-            self.headings.append(text)
-        elif self.here == ["pre"]:
-            self.commands.append(text)
-        elif not self.here:
-            self.words.append(text)
+        self.here.append(text)
 
     @property
     def images(self) -> list[Image.Image]:

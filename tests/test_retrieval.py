@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from pathlib import Path
 from typing import Any
+from unittest.mock import Mock
 
 import numpy as np
 import pytest
@@ -112,15 +113,9 @@ def test_own_image():
 # -- the judge ---------------------------------------------------------------------------------------------------------
 
 
-@pytest.fixture(scope="module")
-def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return tmp_path_factory.mktemp("cache")
-
-
 @pytest.fixture
-def cache(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def cache(kept_cache: None, monkeypatch: pytest.MonkeyPatch) -> None:
     """One cache for the tests of this file, without EfficientNet: the judge is trained once, and quickly."""
-    monkeypatch.setenv("SFUMATO_CACHE", str(folder))
     monkeypatch.setattr(effnet, "installed", lambda: False)
 
 
@@ -138,10 +133,8 @@ def test_the_judge_knows_real_images_and_is_kept(cache: None, monkeypatch: pytes
     wrong = retrieval(judge.space.of(unseen), asked[1:] + asked[:1])
     assert wrong["r_precision"] < 0.2
 
-    def refuse(*_: Any, **__: Any) -> None:
-        raise AssertionError("trained again")
-
-    monkeypatch.setattr("sfumato.metrics.retrieval.contrastive.ContrastiveObjective", refuse)
+    trained = "sfumato.metrics.retrieval.contrastive.ContrastiveObjective"
+    monkeypatch.setattr(trained, Mock(side_effect=AssertionError("trained again")))
     assert find_judge(train, torch.device("cpu")).space.digest == judge.space.digest
     assert FEATURES["image-text"](train, torch.device("cpu")).digest == judge.space.digest
     with pytest.raises(AssertionError, match="trained again"):

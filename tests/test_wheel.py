@@ -51,9 +51,6 @@ def required(wheel: Path) -> dict[str, metadata.Distribution]:
     return found
 
 
-pytestmark = pytest.mark.slow
-
-
 @pytest.fixture(scope="module")
 def archives(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
     """(source archive, wheel built from it)."""
@@ -105,8 +102,8 @@ def test_it_samples_and_audits(binaries: Path, tmp_path: Path) -> None:
     sfumato = binaries / "sfumato"
     run(sfumato, "sample", "--prompt", "a red heart", "-n", 1, "--steps", 3, "-o", "heart.png", folder=tmp_path)
     assert (tmp_path / "heart.png").stat().st_size > 1000
-    train = ("classifier", "train", "--data", "clothes", "--minutes", 0.02, "--out", "clf")
-    run(sfumato, *train, folder=tmp_path)
-    audit = ("audit", "clf", "--data", "clothes", "--norm", "Linf", "--eps", 0.1, "-n", 8, "-o", "report", "--json")
-    report = json.loads(run(sfumato, *audit, folder=tmp_path))
+    train = "classifier train --data clothes --minutes 0.02 --out clf"
+    run(sfumato, *train.split(), folder=tmp_path)
+    audit = "audit clf --data clothes --norm Linf --eps 0.1 -n 8 -o report --json"
+    report = json.loads(run(sfumato, *audit.split(), folder=tmp_path))
     assert report and (tmp_path / "report" / "report.html").stat().st_size > 10_000

@@ -8,9 +8,10 @@ import struct
 from pathlib import Path
 
 import numpy as np
+import pytest
 from PIL import Image
 
-from sfumato.data import ImageSet
+from sfumato.data import ImageSet, decode
 
 COLOURS = {"red": (230, 30, 30), "blue": (30, 30, 230), "green": (30, 200, 30)}
 
@@ -59,6 +60,19 @@ def noise(seed: int, height: int = 16, width: int = 16, channels: int = 3) -> np
 def labels_of(data: ImageSet) -> np.ndarray:
     assert data.labels is not None
     return data.labels
+
+
+def labelled(*sets: ImageSet) -> list[tuple[bytes, int]]:
+    """The pixels of each image, as bytes, and its label."""
+    return [(i.tobytes(), int(k)) for s in sets for i, k in zip(s.images, labels_of(s), strict=True)]
+
+
+def count_decodes(monkeypatch: pytest.MonkeyPatch) -> list[int]:
+    """A list that grows by one whenever images are decoded, not read from the cache."""
+    calls: list[int] = []
+    inner = decode.decode_all
+    monkeypatch.setattr(decode, "decode_all", lambda *a, **k: calls.append(1) or inner(*a, **k))
+    return calls
 
 
 def write_folder(root: Path, count: int = 60, classes: tuple[str, ...] = ("cat", "dog")) -> dict[str, np.ndarray]:

@@ -17,7 +17,7 @@ from sfumato.core.errors import InputError
 from sfumato.core.registry import Registry
 from sfumato.data.cache import cached_set, file_identity
 from sfumato.data.emoji_font import draw_emoji, emoji_font, emoji_versions
-from sfumato.data.hub import load_hub
+from sfumato.data.hub import decode_hub
 from sfumato.data.imageset import ImageSet
 from sfumato.data.npz import load_npz
 
@@ -125,6 +125,6 @@ def read_idx(path: Path) -> np.ndarray:
 
 def _from_hub(source: str, split: str, name: str, hint: str) -> ImageSet:
     try:
-        return replace(load_hub(source, split=split), name=name)
+        return replace(decode_hub(source, None, "crop").to_set(split), name=name)
     except InputError as error:
         raise InputError(f"{name} is not on this machine: {hint} ({error})") from error

@@ -8,17 +8,13 @@ import warnings
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
-from pathlib import Path
 from statistics import median
 from typing import Any
 
-from sfumato.data.builtin import SOURCES
 from sfumato.data.decode import Decoded, Notify
 from sfumato.data.fit import Size, check_fit, check_size
-from sfumato.data.folder import decode_folder
-from sfumato.data.hub import decode_hub
 from sfumato.data.imageset import ImageSet
-from sfumato.data.sources import SPLITS, DataSource, existing, load
+from sfumato.data.sources import SPLITS, DataSource, decode, load
 
 _MODES = {1: "L", 3: "RGB", 4: "RGBA"}
 _WITHOUT = 5  # images without a caption that are named to people
@@ -113,9 +109,9 @@ def check(
     What is decoded stays in the cache: training with the same size and fit starts at once.
     """
     wanted = None if size is None else check_size(size)
-    decoded = _decoded(source, wanted, check_fit(fit), progress)
+    decoded = decode(source, wanted, check_fit(fit), progress)
     if decoded is not None:
-        return _of_files(_name(source), decoded)
+        return _of_files(decoded)
     # At native size: what is in the data is asked, not what a resizing makes of it.
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always", UserWarning)
@@ -124,26 +120,14 @@ def check(
     return _of_arrays(sets, wanted, list(remarks))
 
 
-def _decoded(source: DataSource, size: Size | None, fit: str, progress: Notify | None) -> Decoded | None:
-    """``source`` decoded when it is made of files; None when it is arrays already."""
-    if isinstance(source, ImageSet) or (isinstance(source, str) and source in SOURCES):
-        return None
-    if str(source).startswith("hf:"):
-        return decode_hub(str(source), size, fit, progress)
-    path = existing(source)
-    if path.is_file():
-        return None
-    return decode_folder(path, size, fit, progress)
-
-
-def _of_files(name: str, decoded: Decoded) -> Report:
+def _of_files(decoded: Decoded) -> Report:
     notes = decoded.notes
     sizes = [(int(w), int(h)) for w, h in notes["sizes"]]
     counts = Counter(decoded.labels.tolist())
     train = len(sizes) if notes["shared"] else notes["train"]
     splits = {split: n for split, n in (("train", train), ("test", len(sizes) - train)) if n}
     return Report(
-        name=name,
+        name=decoded.name,
         count=len(sizes),
         classes={label: counts[i] for i, label in enumerate(decoded.classes)},
         splits=splits,
@@ -206,10 +190,6 @@ def _of_captions(captions: Sequence[Sequence[str]], without: list[tuple[str, str
         words_often=sum(n >= 3 for n in words.values()),
         without=without,
     )
-
-
-def _name(source: DataSource) -> str:
-    return str(source) if str(source).startswith("hf:") else Path(str(source)).expanduser().resolve().name
 
 
 def _by(size: tuple[float, float]) -> str:

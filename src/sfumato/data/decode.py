@@ -63,6 +63,7 @@ class Listing:
 class Decoded:
     """A whole source decoded: all images, those for training first, and the notes of ``decode_all`` about them."""
 
+    source: str  # as the user named it, for messages
     images: np.ndarray  # (N, H, W, C) uint8
     notes: dict[str, Any]
     labels: np.ndarray  # (N,) int64, -1 where an image has none
@@ -77,16 +78,21 @@ class Decoded:
             return slice(None)
         return slice(0, self.notes["train"]) if split == "train" else slice(self.notes["train"], None)
 
-    def to_set(self, name: str, split: str, where: str) -> ImageSet:
-        """The split as an ImageSet; warns of what was left out of ``where``. InputError when the split is empty."""
-        unreadable = self.notes["unreadable"]
+    @property
+    def name(self) -> str:
+        """Of the folder, or ``hf:owner/name``."""
+        return self.source if self.source.startswith("hf:") else Path(self.source).resolve().name
+
+    def to_set(self, split: str) -> ImageSet:
+        """The split as an ImageSet; warns of what was left out. InputError when the split is empty."""
+        where, name, unreadable = self.source, self.name.removeprefix("hf:"), self.notes["unreadable"]
         if unreadable:
-            warnings.warn(f"{where}: {skipped(unreadable, len(unreadable) + len(self.images))}", stacklevel=4)
+            warnings.warn(f"{where}: {skipped(unreadable, len(unreadable) + len(self.images))}", stacklevel=3)
         if self.uncaptioned:
             total = len(self.uncaptioned) + len(unreadable) + len(self.images)
-            warnings.warn(f"{where}: {skipped(self.uncaptioned, total)}", stacklevel=4)
+            warnings.warn(f"{where}: {skipped(self.uncaptioned, total)}", stacklevel=3)
         for remark in self.remarks:
-            warnings.warn(f"{where}: {remark}", stacklevel=4)
+            warnings.warn(f"{where}: {remark}", stacklevel=3)
         images, labels = self.images[self.rows(split)], self.labels[self.rows(split)]
         if not len(images):
             raise InputError(f"data {where!r} has no readable image in its {split} part: add some, or remove that part")
@@ -128,7 +134,7 @@ def decode_cached(listing: Listing, size: Size | None, fit: str, progress: Notif
     labels = np.array([-1 if label is None else label for label in notes["labels"]], np.int64)
     captions = {entry.name: entry.captions for entry in entries if entry.captions is not None}
     texts = tuple(captions[name] for name in notes["names"]) if captions else None
-    return Decoded(images, notes, labels, tuple(listing.classes), texts)
+    return Decoded(listing.source, images, notes, labels, tuple(listing.classes), texts)
 
 
 def skipped(unreadable: Sequence[Sequence[str]], total: int) -> str:

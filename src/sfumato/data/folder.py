@@ -13,7 +13,6 @@ from sfumato.core.errors import InputError
 from sfumato.data.captions import Captions, find_captions
 from sfumato.data.decode import Decoded, Entry, Listing, Notify, decode_cached
 from sfumato.data.fit import Size
-from sfumato.data.imageset import ImageSet
 from sfumato.data.listing import listed, natural, relative, some, walk
 
 _TEST_NAMES = ("test", "val", "valid", "validation")  # the first that is there is the test split
@@ -29,18 +28,11 @@ class Scan:
     remarks: list[str] = field(default_factory=list)
 
 
-def load_folder(
-    path: Path, *, split: str = "train", size: Size | None = None, fit: str = "crop", progress: Notify | None = None
-) -> ImageSet:
+def decode_folder(path: Path, size: Size | None, fit: str, progress: Notify | None = None) -> Decoded:
     """The images below ``path``: captioned, or labelled by its sub-folders; split by ``train`` and ``test`` (or ``val``).
 
-    Raises InputError when none can be read. One warning names the images left out, one each what else is not used.
+    Classes without a readable image are left out. Raises InputError when none can be read.
     """
-    return decode_folder(path, size, fit, progress).to_set(path.resolve().name, split, str(path))
-
-
-def decode_folder(path: Path, size: Size | None, fit: str, progress: Notify | None = None) -> Decoded:
-    """All images below ``path``; classes without a readable image are left out. InputError when none can be read."""
     scan = scan_folder(path)
     slot, identity = ["folder", str(path.resolve())], _identity(scan.entries)
     decoded = decode_cached(Listing(str(path), slot, identity, scan.entries, scan.classes), size, fit, progress)

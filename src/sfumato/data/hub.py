@@ -12,27 +12,18 @@ from sfumato.core.errors import InputError
 from sfumato.data.captions import captioned
 from sfumato.data.decode import Decoded, Entry, Listing, Notify, decode_cached
 from sfumato.data.fit import Size
-from sfumato.data.imageset import ImageSet
 
 _TEXT_COLUMNS = ("text", "caption", "captions", "prompt")  # the first that is there
 _TEST_NAMES = ("test", "validation", "valid", "val")
 
 
-def load_hub(
-    source: str, *, split: str = "train", size: Size | None = None, fit: str = "crop", progress: Notify | None = None
-) -> ImageSet:
+def decode_hub(source: str, size: Size | None, fit: str, progress: Notify | None = None) -> Decoded:
     """``hf:owner/name``: its first image column, and its first class-label column; where it has none, its captions.
 
     Captions: a column ``text``, ``caption``, ``captions`` or ``prompt`` of texts or lists of texts. Without a test (or
     validation) split a fixed tenth (captioned: a twentieth) of "train" is held out. Raises InputError when the package is not
     installed, the set cannot be fetched, or it holds no images.
     """
-    name = source.removeprefix("hf:")
-    return decode_hub(source, size, fit, progress).to_set(name, split, source)
-
-
-def decode_hub(source: str, size: Size | None, fit: str, progress: Notify | None = None) -> Decoded:
-    """Both splits of ``source`` decoded; the errors are those of :func:`load_hub`."""
     name = source.removeprefix("hf:")
     if not re.fullmatch(r"[\w.-]+/[\w.-]+", name):
         raise InputError(f"data {source!r} is not of the form hf:owner/name: give for example hf:ylecun/mnist")

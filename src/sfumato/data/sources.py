@@ -12,10 +12,10 @@ import numpy as np
 from sfumato.core.errors import InputError, nearest
 from sfumato.data.builtin import SOURCES
 from sfumato.data.cache import Append, cached
-from sfumato.data.decode import Notify
+from sfumato.data.decode import Decoded, Notify
 from sfumato.data.fit import Size, check_fit, check_size, common_background, fit_array
-from sfumato.data.folder import load_folder
-from sfumato.data.hub import load_hub
+from sfumato.data.folder import decode_folder
+from sfumato.data.hub import decode_hub
 from sfumato.data.imageset import ImageSet
 from sfumato.data.npz import load_npz
 
@@ -56,15 +56,21 @@ def load(
         raise InputError(f"unknown split {split!r}: {nearest(str(split), SPLITS)}")
     if isinstance(source, ImageSet):
         return _resized(source, wanted, fit)
-    text = str(source)
-    if isinstance(source, str) and text in SOURCES:
-        return _resized(SOURCES[text](split), wanted, fit)
-    if text.startswith("hf:"):
-        return load_hub(text, split=split, size=wanted, fit=fit, progress=progress)
+    if (decoded := decode(source, wanted, fit, progress)) is not None:
+        return decoded.to_set(split)
+    if isinstance(source, str) and source in SOURCES:
+        return _resized(SOURCES[source](split), wanted, fit)
+    return _resized(load_npz(existing(source), split=split), wanted, fit)
+
+
+def decode(source: DataSource, size: Size | None, fit: str, progress: Notify | None = None) -> Decoded | None:
+    """Both splits of a ``source`` that is made of image files; None where it is arrays already."""
+    if isinstance(source, ImageSet) or source in SOURCES:
+        return None
+    if str(source).startswith("hf:"):
+        return decode_hub(str(source), size, fit, progress)
     path = existing(source)
-    if path.is_dir():
-        return load_folder(path, split=split, size=wanted, fit=fit, progress=progress)
-    return _resized(load_npz(path, split=split), wanted, fit)
+    return decode_folder(path, size, fit, progress) if path.is_dir() else None
 
 
 def existing(source: str | Path) -> Path:
