@@ -13,6 +13,7 @@ from torch import Tensor
 
 from helpers.boundaries import SHAPE, constant, greys, linear
 from sfumato.boundary import (
+    Threat,
     adversarial_direction,
     adversarial_plane,
     ascent,
@@ -144,7 +145,7 @@ def test_the_adversarial_direction_crosses_where_it_must_and_a_random_one_does_n
     y = int(classifier.predict(x[None])[0])
     normal = (weights[1] - weights[0]).flatten().double()
     gap = distance(weights, bias, x) * float(normal.norm())
-    plane = adversarial_plane(classifier, x, y, norm=norm, eps=0.2)
+    plane = adversarial_plane(classifier, x, y, Threat(norm, 0.2))
     closest = gap / float(normal.abs().sum() if norm == "Linf" else normal.norm())  # in the norm: the dual's quotient
     unit, _ = plane.units(norm, 1.0)
     assert crossing(classifier, x, plane.first, 0.5) / unit == pytest.approx(closest, rel=1e-3)
@@ -184,14 +185,14 @@ def test_along_the_gradient_the_class_is_lost_and_at_random_it_is_kept():
 
 def test_a_classifier_without_a_slope():
     """No gradient at all: directions are random, nothing crosses, and windows stay white."""
-    classifier = Classifier(constant)
+    classifier, threat = Classifier(constant), Threat("Linf", 0.1)
     x = greys(4)
-    way = adversarial_direction(classifier, x[0], 1, norm="Linf", eps=0.1)
+    way = adversarial_direction(classifier, x[0], 1, threat)
     assert float(way.norm()) == pytest.approx(1)
     assert crossing(classifier, x[0], way, 10.0) == math.inf
-    planes = [adversarial_plane(classifier, each, 1, norm="Linf", eps=0.1) for each in x]
-    view = windows(classifier, planes, torch.ones(4).long(), norm="Linf", eps=0.1, reach=2.0, resolution=9)
-    assert window_reach(classifier, planes, norm="Linf", eps=0.1) == MOST_REACH  # in vain, but no farther
+    planes = [adversarial_plane(classifier, each, 1, threat) for each in x]
+    view = windows(classifier, planes, torch.ones(4).long(), threat, 2.0, 9)
+    assert window_reach(classifier, planes, threat) == MOST_REACH  # in vain, but no farther
     colours = Colours(("a", "b", "c"), [each.predicted for each in view.fields])
     for each in view.fields:
         assert (church_window(each, 1, colours) == 1).all()
@@ -205,8 +206,8 @@ def test_church_windows_are_open_to_the_right():
     images = greys(8)
     x = torch.stack([each for each in images if 0.02 < distance(weights, bias, each)])
     y = classifier.predict(x)
-    planes = [adversarial_plane(classifier, *pair, norm="L2", eps=0.3) for pair in zip(x, y.tolist(), strict=True)]
-    view = windows(classifier, planes, y, norm="L2", eps=0.3, reach=2.0, resolution=21)
+    planes = [adversarial_plane(classifier, *pair, Threat("L2", 0.3)) for pair in zip(x, y.tolist(), strict=True)]
+    view = windows(classifier, planes, y, Threat("L2", 0.3), 2.0, 21)
     for each, label, image in zip(view.fields, y.tolist(), x, strict=True):
         assert each.across[[0, -1]] == pytest.approx((-2, 2)) and each.predicted[10, 10] == label
         share = distance(weights, bias, image) / 0.3
@@ -232,14 +233,14 @@ def test_the_images_chosen_are_right_of_three_classes_and_the_first_falls():
     x = torch.rand(40, *SHAPE, generator=torch.Generator().manual_seed(6))
     y = classifier.predict(x)
     wrong = torch.arange(40) % 2 == 0
-    rows = chosen([classifier], x, torch.where(wrong, (y + 1) % 4, y), range(40), norm="Linf", eps=0.05)
+    rows = chosen([classifier], x, torch.where(wrong, (y + 1) % 4, y), range(40), Threat("Linf", 0.05))
     assert all(row % 2 for row in rows) and len(set(y[rows].tolist())) == 3
     first = rows[0]
     gaps = (classifier.logits(x)[first, y[first]] - classifier.logits(x)[first]).tolist()
     reach = [0.05 * float((weights[y[first]] - weights[j]).abs().sum()) for j in range(4)]  # without the box
     assert any(0 < gap < far for gap, far in zip(gaps, reach, strict=True))
     with pytest.raises(InputError, match="classified right"):
-        chosen([classifier], x, (y + 1) % 4, range(40), norm="Linf", eps=0.05)
+        chosen([classifier], x, (y + 1) % 4, range(40), Threat("Linf", 0.05))
 
 
 # -- the toy -----------------------------------------------------------------------------------------------------------

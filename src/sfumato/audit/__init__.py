@@ -19,6 +19,20 @@ from sfumato.audit.results import Audit, Outcome
 from sfumato.audit.summary import SCHEMA, summarise
 
 __all__ = [
-    "FLAGS", "PROTOCOLS", "SCHEMA", "Audit", "Check", "Demonstration", "Outcome", "audit", "audit_purification", "check_all",
-    "compare", "demonstrate", "find_baseline", "read_report", "summarise", "write_report",
-]  # fmt: skip
+    "FLAGS",
+    "PROTOCOLS",
+    "SCHEMA",
+    "Audit",
+    "Check",
+    "Demonstration",
+    "Outcome",
+    "audit",
+    "audit_purification",
+    "check_all",
+    "compare",
+    "demonstrate",
+    "find_baseline",
+    "read_report",
+    "summarise",
+    "write_report",
+]

@@ -17,6 +17,7 @@ from sfumato.core.errors import InputError
 
 REPORT, SAMPLES = "report.json", "samples.npz"
 DATA = ("fingerprint", "split")  # what makes data the same
+GIVE = "give the report.json of an audit"
 PURIFIED: dict[str, Callable[[Mapping[str, Any]], Any]] = {
     "average over draws of the noise": lambda it: it["robust"]["average"],
     "right every time": lambda it: it["robust"]["worst"],
@@ -32,20 +33,19 @@ def read_report(path: str | Path) -> dict[str, Any]:
     Raises:
         InputError: nothing there, or another file.
     """
-    file = Path(path)
+    file, named = Path(path), f"baseline {str(path)!r}"
     file = file / REPORT if file.is_dir() else file
     try:
         found = json.loads(file.read_text(encoding="utf-8"))
     except OSError as error:
-        raise InputError(f"baseline {str(path)!r} cannot be read ({error.strerror}): give the report.json of an audit") from None  # fmt: skip
+        raise InputError(f"{named} cannot be read ({error.strerror}): {GIVE}") from None
     except ValueError:
-        raise InputError(f"baseline {str(path)!r} is not JSON: give the report.json of an audit") from None
-    if not isinstance(found, dict) or found.get("schema") != SCHEMA:
-        schema = found.get("schema") if isinstance(found, dict) else None
-        raise InputError(f"baseline {str(path)!r} has the schema {schema!r}, this version reads {SCHEMA}: "
-                         "give the report.json of an audit")  # fmt: skip
+        raise InputError(f"{named} is not JSON: {GIVE}") from None
+    schema = found.get("schema") if isinstance(found, dict) else None
+    if schema != SCHEMA:
+        raise InputError(f"{named} has the schema {schema!r}, this version reads {SCHEMA}: {GIVE}")
     if wrong := _wrong(found):
-        raise InputError(f"baseline {str(path)!r} lacks a proper {wrong!r}: make it anew with 'sfumato audit'")
+        raise InputError(f"{named} lacks a proper {wrong!r}: make it anew with 'sfumato audit'")
     return found
 
 
@@ -99,22 +99,20 @@ def compare(
     same_data = all(new["data"][key] == old["data"].get(key) for key in DATA)
     same_threat = new["threat"] == old["threat"]
     if not same_threat:
-        remarks.append(f"The baseline was attacked in {old['threat']['norm']} with eps {old['threat']['eps']:g}: "
-                       "its robust accuracy does not compare.")  # fmt: skip
+        threat = f"in {old['threat']['norm']} with eps {old['threat']['eps']:g}"
+        remarks.append(f"The baseline was attacked {threat}: its robust accuracy does not compare.")
     if new["protocol"] != old["protocol"]:
         remarks.append(f"The baseline was audited by the protocol {old['protocol']!r}, not {new['protocol']!r}.")
     if not same_data:
         remarks.append("The baseline was audited on other data.")
-    paired = None
-    if same_data and same_threat and old_samples is not None:
-        paired = _paired(new_samples, old_samples)
-    if paired is None and same_data and same_threat:
-        remarks.append(
-            "The baseline's samples.npz is missing or holds other images: only the intervals can be compared."
-        )
+    comparable = same_data and same_threat
+    paired = _paired(new_samples, old_samples) if comparable and old_samples is not None else None
+    if paired is None and comparable:
+        only = "only the intervals can be compared"
+        remarks.append(f"The baseline's samples.npz is missing or holds other images: {only}.")
     washed = None
     if old.get("purification") and new.get("purification"):
-        if same_data and same_threat:
+        if comparable:
             washed = _purification(new["purification"], old["purification"])
     elif old.get("purification"):
         remarks.append("The baseline was also audited behind a purifier: give --purify to compare that.")
@@ -146,14 +144,9 @@ def _paired(new: Mapping[str, np.ndarray], old: Mapping[str, np.ndarray]) -> dic
     from scipy.stats import binomtest
 
     p = float(binomtest(only_new, only_new + only_old).pvalue) if only_new + only_old else 1.0
-    return {
-        "images": len(shared),
-        "both": int((now & before).sum()),
-        "only_new": only_new,
-        "only_old": only_old,
-        "neither": int((~now & ~before).sum()),
-        "p": p,
-    }
+    both, neither = int((now & before).sum()), int((~now & ~before).sum())
+    counts = {"both": both, "only_new": only_new, "only_old": only_old, "neither": neither}
+    return {"images": len(shared), **counts, "p": p}
 
 
 def _purification(new: Mapping[str, Any], old: Mapping[str, Any]) -> dict[str, Any]:
@@ -163,46 +156,46 @@ def _purification(new: Mapping[str, Any], old: Mapping[str, Any]) -> dict[str, A
 
 def _wrong(report: Mapping[str, Any]) -> str:
     """The first entry that a comparison needs and does not find as it should be; "" when all are there."""
-    for key in ("data", "threat", "classifier"):
-        if not isinstance(report.get(key), dict):
-            return key
-    if not isinstance(report["threat"].get("norm"), str) or not _number(report["threat"].get("eps")):
-        return "threat"
-    if not {"name", "hash"} <= set(report["classifier"]):
-        return "classifier"
-    if not isinstance(report.get("protocol"), str):
-        return "protocol"
-    for key in ("clean", "robust"):
-        if not _accuracy(report.get(key)):
-            return key
-    attacks = report.get("attacks")
-    if not isinstance(attacks, list) or not all(
-        isinstance(a, dict) and isinstance(a.get("name"), str) and _accuracy(a.get("robust")) for a in attacks
-    ):
-        return "attacks"
-    classes = report.get("classes")
-    if not isinstance(classes, list) or not all(isinstance(c, dict) and _accuracy(c.get("robust")) for c in classes):
-        return "classes"
-    washed = report.get("purification")
-    if washed is not None:
-        try:
-            if not all(_accuracy(of(washed)) for of in PURIFIED.values()) or not {"model", "images"} <= set(washed):
-                return "purification"
-        except (KeyError, TypeError):
-            return "purification"
-    curve = report.get("curve")
-    if curve is not None:
-        lists = [curve.get(key) for key in ("eps", "accuracy", "low", "high")] if isinstance(curve, dict) else [None]
-        if not all(isinstance(values, list) and values and all(map(_number, values)) for values in lists):
-            return "curve"
-        if len({len(values) for values in lists if values is not None}) != 1:
-            return "curve"
-    return ""
+    return next((key for key, fits in _PROPER.items() if not fits(report.get(key))), "")
+
+
+def _list_of(value: Any, fits: Callable[[Any], bool]) -> bool:
+    return isinstance(value, list) and all(map(fits, value))
+
+
+def _purified(value: Any) -> bool:
+    try:
+        return all(_accuracy(of(value)) for of in PURIFIED.values()) and {"model", "images"} <= set(value)
+    except (KeyError, TypeError):
+        return False
+
+
+def _curve(value: Any) -> bool:
+    lists = [value.get(key) for key in ("eps", "accuracy", "low", "high")] if isinstance(value, dict) else [None]
+    return all(values and _list_of(values, _number) for values in lists) and len({len(v or ()) for v in lists}) == 1
 
 
 def _accuracy(value: Any) -> bool:
     return isinstance(value, dict) and all(_number(value.get(key)) for key in ("accuracy", "low", "high"))
 
 
+def _robust(value: Any) -> bool:
+    return isinstance(value, dict) and _accuracy(value.get("robust"))
+
+
 def _number(value: Any) -> bool:
     return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
+
+
+_PROPER: dict[str, Callable[[Any], bool]] = {
+    "data": lambda it: isinstance(it, dict),
+    "threat": lambda it: isinstance(it, dict) and isinstance(it.get("norm"), str) and _number(it.get("eps")),
+    "classifier": lambda it: isinstance(it, dict) and {"name", "hash"} <= set(it),
+    "protocol": lambda it: isinstance(it, str),
+    "clean": _accuracy,
+    "robust": _accuracy,
+    "attacks": lambda it: _list_of(it, lambda a: _robust(a) and isinstance(a.get("name"), str)),
+    "classes": lambda it: _list_of(it, _robust),
+    "purification": lambda it: it is None or _purified(it),
+    "curve": lambda it: it is None or _curve(it),
+}

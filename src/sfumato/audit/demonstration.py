@@ -5,8 +5,8 @@ from __future__ import annotations
 import inspect
 import json
 import re
-import time
 from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -17,6 +17,7 @@ from torch import Tensor
 
 from sfumato.attacks import ATTACKS, Attack, Verification, verified
 from sfumato.attacks.norms import NORMS, check_norm
+from sfumato.audit.plan import Meter
 from sfumato.audit.summary import distance_text, size
 from sfumato.classifiers import Classifier, match_labels
 from sfumato.core import pictures
@@ -29,17 +30,9 @@ if TYPE_CHECKING:
 
 SCHEMA = "sfumato.attack/1"
 PICTURES, RESULTS, IMAGES = "pictures.png", "results.json", "adversarial"
-_COMMON = {
-    "classifier",
-    "x",
-    "y",
-    "norm",
-    "eps",
-    "targeted",
-    "seed",
-    "ids",
-    "batch_size",
-}  # not an attack's own options
+_COMMON = frozenset(
+    ["classifier", "x", "y", "norm", "eps", "targeted", "seed", "ids", "batch_size"]
+)  # not an attack's own options
 _DRAWN_UP_TO = 24  # images in the picture
 
 
@@ -101,11 +94,9 @@ class Demonstration:
         count, fooled = int(self.attacked.sum()), int(self.fooled.sum())
         lost = f", {int(self.unfooled.sum())} of them no longer in 8 bits" if self.unfooled.any() else ""
         distance = self.checked.distance[self.fooled]
-        far = (
-            ""
-            if self.eps is not None or not fooled
-            else f", median {self.norm} {distance_text(float(distance.median()), self.norm)}"
-        )
+        far = ""
+        if self.eps is None and fooled:
+            far = f", median {self.norm} {distance_text(float(distance.median()), self.norm)}"
         each = {key: value / len(self.y) for key, value in self.passes.items()}
         right = "classified rightly" if self.target is None else "not of that class already"
         return (
@@ -119,8 +110,8 @@ class Demonstration:
             {
                 "row": int(self.rows[i]),
                 "label": self.labels[int(self.y[i])],
-                "clean": self._said(self.clean[i]),
-                "adversarial": self._said(self.after[i]),
+                "clean": self._predicted(self.clean[i]),
+                "adversarial": self._predicted(self.after[i]),
                 "fooled": bool(self.fooled[i]),
                 "fooled_8bit": bool(self.fooled[i] & self.checked.fooled_8bit[i]),
                 "distance": float(self.checked.distance[i]),
@@ -129,21 +120,12 @@ class Demonstration:
             }
             for i in range(len(self.y))
         ]
-        return finite(
-            {
-                "schema": SCHEMA,
-                "attack": self.attack,
-                "norm": self.norm,
-                "eps": self.eps,
-                "target": None if self.target is None else self.labels[self.target],
-                "attacked": int(self.attacked.sum()),
-                "fooled": int(self.fooled.sum()),
-                "fooled_8bit": int((self.fooled & self.checked.fooled_8bit).sum()),
-                "passes": self.passes,
-                "seconds": self.seconds,
-                "images": images,
-            }
-        )
+        target = None if self.target is None else self.labels[self.target]
+        made = {"schema": SCHEMA, "attack": self.attack, "norm": self.norm, "eps": self.eps, "target": target}
+        stored = self.fooled & self.checked.fooled_8bit
+        counts = {"attacked": self.attacked, "fooled": self.fooled, "fooled_8bit": stored}
+        made |= {name: int(which.sum()) for name, which in counts.items()}
+        return finite({**made, "passes": self.passes, "seconds": self.seconds, "images": images})
 
     def picture(self) -> Image.Image:
         """The images in columns: clean, noise and adversarial, with what the classifier says under each."""
@@ -151,16 +133,11 @@ class Demonstration:
 
         columns = []
         for i in range(min(len(self.y), _DRAWN_UP_TO)):
-            before, after = self._said(self.clean[i]), self._said(self.after[i])
-            columns.append(
-                Column(
-                    self.x[i],
-                    self.x_adv[i],
-                    (before["label"], before["probability"], before["label"] == self.labels[int(self.y[i])]),
-                    (after["label"], after["probability"], not bool(self.checked.success[i])),
-                    "lost in 8 bits" if self.unfooled[i] else "",
-                )
-            )
+            before, after = self._predicted(self.clean[i]), self._predicted(self.after[i])
+            first = before["label"], before["probability"], bool(self.clean[i].argmax() == self.y[i])
+            last = after["label"], after["probability"], not bool(self.checked.success[i])
+            lost = "lost in 8 bits" if self.unfooled[i] else ""
+            columns.append(Column(self.x[i], self.x_adv[i], first, last, lost))
         return draw(columns)
 
     def save(self, folder: str | Path) -> dict[str, Any]:
@@ -178,7 +155,7 @@ class Demonstration:
         atomic_write(folder / RESULTS, json.dumps(result, indent=2, allow_nan=False) + "\n")
         return result
 
-    def _said(self, probabilities: Tensor) -> dict[str, Any]:
+    def _predicted(self, probabilities: Tensor) -> dict[str, Any]:
         sure, label = probabilities.max(0)
         return {"label": self.labels[int(label)], "probability": float(sure)}
 
@@ -229,21 +206,18 @@ def demonstrate(
     wanted = y if aim is None else torch.full_like(y, aim)
     with classifier.ready():
         clean = classifier.logits(x).softmax(1)
-        before, began = (classifier.forwards, classifier.backwards), time.perf_counter()
-        x_adv = function(
-            classifier, x, wanted, targeted=aim is not None, seed=seed, ids=torch.from_numpy(rows), **settings
-        )
-        took = time.perf_counter() - began
-        passes = {"forward": classifier.forwards - before[0], "backward": classifier.backwards - before[1]}
+        meter, targeted = Meter(classifier), aim is not None
+        x_adv = function(classifier, x, wanted, targeted=targeted, seed=seed, ids=torch.from_numpy(rows), **settings)
+        passes = meter.read()
+        took = passes.pop("seconds")
         measured = settings.get("norm", norm or "L2")
         radius = settings.get("eps")
-        checked = verified(classifier, x, x_adv, wanted, norm=measured, eps=radius, targeted=aim is not None)
+        checked = verified(classifier, x, x_adv, wanted, norm=measured, eps=radius, targeted=targeted)
         after = classifier.logits(x_adv).softmax(1)
     plain = Verification(**{key: value.cpu() for key, value in vars(checked).items()})
-    return Demonstration(
-        attack, measured, radius, aim, classifier.labels, rows, x.cpu(), x_adv.cpu(), y.cpu(), clean.cpu(), after.cpu(),
-        plain, passes, took,
-    )  # fmt: skip
+    x, x_adv, y, clean, after = (tensor.cpu() for tensor in (x, x_adv, y, clean, after))
+    about = (attack, measured, radius, aim, classifier.labels)
+    return Demonstration(*about, rows, x, x_adv, y, clean, after, plain, passes, took)
 
 
 def read_options(
@@ -264,7 +238,8 @@ def read_options(
             settings["eps"] = usual if eps is None else eps
     elif eps is not None:
         raise InputError(f"{attack} looks for the nearest adversarial image itself: leave --eps out")
-    own = [name for name, each in known.items() if name not in _COMMON and isinstance(each.default, int | float | str | None)]  # fmt: skip
+    simple = int | float | str | None
+    own = [name for name, each in known.items() if name not in _COMMON and isinstance(each.default, simple)]
     for name, text in options.items():
         if name not in own:
             has = nearest(name, own) if own else "it has none"
@@ -277,18 +252,13 @@ def _read(attack: str, name: str, text: str, usual: Any) -> Any:
     """A setting in the type of its default; of those without one, a number or else the text."""
     if isinstance(usual, str):
         return text
-    kinds: tuple[type, ...] = (
-        (int,) if isinstance(usual, int) else (float,) if isinstance(usual, float) else (int, float)
-    )
+    kinds = tuple(kind for kind in (int, float) if usual is None or isinstance(usual, kind))
     for kind in kinds:
-        try:
+        with suppress(ValueError):
             return kind(text)
-        except ValueError:
-            continue
     wanted = "a whole number" if kinds == (int,) else "a number"
-    raise InputError(
-        f"{attack}: {name}={text} is not {wanted}: give for example {name}={usual if usual is not None else 1}"
-    )
+    example = f"{name}={1 if usual is None else usual}"
+    raise InputError(f"{attack}: {name}={text} is not {wanted}: give for example {example}")
 
 
 def _plain(name: str) -> str:

@@ -64,6 +64,12 @@ class Axes:
         back = [f"{self.x(x):.1f},{self.y(y):.1f}" for x, y in zip(xs, low, strict=True)][::-1]
         self.parts.append(f'<polygon class="{kind}" points="{" ".join(there + back)}"/>')
 
+    def mark(self, eps: float, norm: str) -> None:
+        """The audited eps, as a line from top to bottom."""
+        x = self.x(eps)
+        self.parts.append(f'<line class="mark" x1="{x:.1f}" x2="{x:.1f}" y1="{TOP}" y2="{self.height - BOTTOM}"/>')
+        self.text(x + 6, TOP + 10, f"audited eps {size(eps, norm)}")
+
     def svg(self, label: str) -> str:
         inner = "".join(self.parts)
         return f'<svg viewBox="0 0 {WIDTH} {self.height}" role="img" aria-label="{escape(label)}">{inner}</svg>'
@@ -74,18 +80,13 @@ def security_curve(report: Mapping[str, Any], baseline: Mapping[str, Any] | None
     curve = report["curve"]
     if curve is None:
         return ""
-    eps = report["threat"]["eps"]
-    axes = Axes(max(curve["eps"]), 1.0)
-    axes.frame(
-        ticks(max(curve["eps"]), report["threat"]["norm"]), PERCENT, f"eps ({report['threat']['norm']})", "accuracy"
-    )
-    axes.parts.append(
-        f'<line class="mark" x1="{axes.x(eps):.1f}" x2="{axes.x(eps):.1f}" y1="{TOP}" y2="{HEIGHT - BOTTOM}"/>'
-    )
-    axes.text(axes.x(eps) + 6, TOP + 10, f"audited eps {size(eps, report['threat']['norm'])}")
+    norm, eps, most = report["threat"]["norm"], report["threat"]["eps"], max(curve["eps"])
+    axes = Axes(most, 1.0)
+    axes.frame(ticks(most, norm), PERCENT, f"eps ({norm})", "accuracy")
+    axes.mark(eps, norm)
     old = baseline and baseline["curve"]
     if old:
-        inside = [i for i, value in enumerate(old["eps"]) if 0 <= value <= max(curve["eps"])]
+        inside = [i for i, value in enumerate(old["eps"]) if 0 <= value <= most]
         axes.line([old["eps"][i] for i in inside], [old["accuracy"][i] for i in inside], "line before")
     axes.band(curve["eps"], curve["low"], curve["high"], "band")
     axes.line(curve["eps"], curve["accuracy"], "line")
@@ -115,9 +116,7 @@ def histogram(distances: np.ndarray, norm: str, eps: float) -> str:
                 f'height="{axes.y(0) - y:.1f}"/>'
             )
     if eps <= most:
-        x = axes.x(eps)
-        axes.parts.append(f'<line class="mark" x1="{x:.1f}" x2="{x:.1f}" y1="{TOP}" y2="{axes.height - BOTTOM}"/>')
-        axes.text(x + 6, TOP + 10, f"audited eps {size(eps, norm)}")
+        axes.mark(eps, norm)
     return axes.svg("histogram of the smallest perturbations")
 
 

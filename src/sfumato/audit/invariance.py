@@ -100,8 +100,8 @@ class _Worst:
 
     @staticmethod
     def start(like: Tensor) -> _Worst:
-        return _Worst(like.new_zeros(len(like), dtype=torch.bool), like.new_full((len(like),), -torch.inf),
-                      [{} for _ in range(len(like))])  # fmt: skip
+        wrong, lowest = like.new_zeros(len(like), dtype=torch.bool), like.new_full((len(like),), -torch.inf)
+        return _Worst(wrong, lowest, [{} for _ in like])
 
     def offer(self, wrong: Tensor, value: Tensor, change: Callable[[int], dict[str, float]]) -> None:
         better = (wrong & ~self.wrong) | ((wrong == self.wrong) & (value > self.margin))
@@ -155,8 +155,8 @@ def measure(
         """(B,) whether the classifier is wrong, and (B,) the margin."""
         logits = classifier.logits(change(x)).to(x.device)
         if int(y.min()) < 0 or int(y.max()) >= logits.shape[1]:
-            raise InputError(f"labels run from {int(y.min())} to {int(y.max())}, the classifier has {logits.shape[1]} "
-                             "classes: give labels of its own")  # fmt: skip
+            problem = f"labels run from {int(y.min())} to {int(y.max())}, the classifier has {logits.shape[1]} classes"
+            raise InputError(f"{problem}: give labels of its own")
         wrong, value = logits.argmax(1) != y, margin(logits, y).to(x.dtype)
         everything.offer(wrong, value, change.of)
         if progress is not None:
@@ -164,7 +164,6 @@ def measure(
         return wrong, value
 
     with classifier.ready():
-        first = None
         rows: list[dict[str, Any]] = []
         for salt, (name, (bounds, changes)) in enumerate(kinds.items(), start=1):
             worst, wrongs = _Worst.start(x), []
@@ -172,22 +171,19 @@ def measure(
                 wrong, value = tried(change)
                 worst.offer(wrong, value, change.of)
                 wrongs.append(wrong)
-            if first is None:  # each grid begins with the image itself
-                first = wrongs[0]
-                rows.append(_row("unchanged", "the images as they are", first))
+            if not rows:  # each grid begins with the image itself
+                rows.append(_row("unchanged", "the images as they are", wrongs[0]))
             table = torch.stack(wrongs)  # (changes, B)
             drawn = streams_for(x, seed, numbers, salt=salt).integers(len(changes))  # (B,)
             rows.append(_row(f"{name}, random", bounds, table.gather(0, drawn[None])[0]))
-            alone = [
-                {"change": change.of(0), **_accuracy(wrong)} for change, wrong in zip(changes, wrongs, strict=True)
-            ]
-            rows.append(_row(f"{name}, worst of {len(changes)}", bounds, worst.wrong, worst.change, alone))
+            alone = [{"change": each.of(0), **_accuracy(wrong)} for each, wrong in zip(changes, wrongs, strict=True)]
+            found = _row(f"{name}, worst of {len(changes)}", bounds, worst.wrong)
+            rows.append({**found, "worst": worst.change, "grid": alone})
         streams = streams_for(x, seed, numbers)
         combined = [tried(change)[0] for change in _combinations(streams, min(x.shape[2:]), trials, x)]
-    bounds = "all of the above together"
-    rows.append(_row("everything, random", bounds, combined[0]))
-    rows.append(_row("everything, worst found", f"all of the above, alone and in {trials} random combinations for each image",
-                     everything.wrong, everything.change))  # fmt: skip
+    rows.append(_row("everything, random", "all of the above together", combined[0]))
+    bounds = f"all of the above, alone and in {trials} random combinations for each image"
+    rows.append({**_row("everything, worst found", bounds, everything.wrong), "worst": everything.change})
     return rows
 
 
@@ -195,16 +191,10 @@ def measured(classifier: Classifier, x: Tensor, y: Tensor, ids: Tensor, seed: in
     """What ``measure`` finds on some images: ``right`` (rows, B), and for each row its name and counts."""
     rows = measure(classifier, x, y, seed=seed, ids=ids)
     right = torch.tensor([row["right"] for row in rows])
-    plain = [
-        {
-            "name": row["name"],
-            "bounds": row["bounds"],
-            "grid": [
-                {"change": each["change"], "correct": round(each["accuracy"] * len(x))} for each in row["grid"] or ()
-            ],
-        }
-        for row in rows
-    ]
+    plain = []
+    for row in rows:
+        counts = [{"change": it["change"], "correct": round(it["accuracy"] * len(x))} for it in row["grid"] or ()]
+        plain.append({"name": row["name"], "bounds": row["bounds"], "grid": counts})
     return StepResult({"right": right}, {"rows": plain})
 
 
@@ -234,16 +224,16 @@ def grids(side: int) -> dict[str, tuple[str, list[Change]]]:
     steps = sorted({round(far * i / 2) for i in range(-2, 3)}, key=abs)
     angles = sorted((DEGREES * i / 4 for i in range(-4, 5)), key=abs)
     places = sorted(itertools.product(steps, steps), key=lambda place: abs(place[0]) + abs(place[1]))
+    shifts = [Change(right=right, down=down) for right, down in places]
+    contrasts = f"distance from the mean times {1 / CONTRAST:.2f} to {CONTRAST:.2f}"
     return {
-        "shift": (f"up to {far} pixel{'s' * (far > 1)} along each axis",
-                  [Change(right=right, down=down) for right, down in places]),
+        "shift": (f"up to {far} pixel{'s' * (far > 1)} along each axis", shifts),
         "rotation": (f"up to {DEGREES:g} degrees either way", [Change(degrees=angle) for angle in angles]),
         "brightness": (f"pixels times {1 / LIGHT:.2f} to {LIGHT:.2f}", [Change(light=f) for f in _factors(LIGHT)]),
-        "contrast": (f"distance from the mean times {1 / CONTRAST:.2f} to {CONTRAST:.2f}",
-                     [Change(contrast=f) for f in _factors(CONTRAST)]),
+        "contrast": (contrasts, [Change(contrast=f) for f in _factors(CONTRAST)]),
         "blur": ("Gaussian of up to 0.6 pixels", [Change(blur=severity) for severity in range(BLUR + 1)]),
         "jpeg": ("JPEG of quality 58 or more", [Change(jpeg=severity) for severity in range(JPEG + 1)]),
-    }  # fmt: skip
+    }
 
 
 def shift_of(side: int) -> int:
@@ -271,15 +261,9 @@ def _combinations(streams: Streams, side: int, trials: int, like: Tensor) -> Ite
         )
 
 
-def _row(
-    name: str,
-    bounds: str,
-    wrong: Tensor,
-    worst: list[dict[str, float]] | None = None,
-    grid: list[dict[str, Any]] | None = None,
-) -> dict[str, Any]:
+def _row(name: str, bounds: str, wrong: Tensor) -> dict[str, Any]:
     right = (~wrong).tolist()
-    return {"name": name, "bounds": bounds, **_accuracy(wrong), "right": right, "worst": worst, "grid": grid}
+    return {"name": name, "bounds": bounds, **_accuracy(wrong), "right": right, "worst": None, "grid": None}
 
 
 def _accuracy(wrong: Tensor) -> dict[str, float]:

@@ -7,7 +7,8 @@ section 5) and AutoAttack's flags; the planted example after Zimmermann et al. 2
 from __future__ import annotations
 
 import math
-from typing import Any
+from collections.abc import Callable
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -28,23 +29,40 @@ _RAISED = 0.9  # of the way from the clean margin to the best random one lies th
 _SALT = 7000
 
 
-def probe(
-    classifier: Classifier, x: Tensor, y: Tensor, ids: Tensor, norm: str, eps: float, seed: int, differentiable: bool
-) -> dict[str, Any]:
-    """All measurements, as JSON values by name; a name is missing where it does not apply.
+class Probed(NamedTuple):
+    """What is measured: images that the classifier takes for what they are, and the audit's threat.
 
     Args:
         classifier: any.
-        x: (B, C, H, W) pixels of images that it classifies rightly; B of 0 measures nothing.
+        x: (B, C, H, W) pixels; B of 0 measures nothing.
         y: (B,) their labels.
         ids: (B,) their numbers, for the random streams.
         norm, eps: of the audit.
         seed: of everything random.
-        differentiable: whether gradients can be taken.
     """
+
+    classifier: Classifier
+    x: Tensor
+    y: Tensor
+    ids: Tensor
+    norm: str
+    eps: float
+    seed: int
+
+    def fooled(self, attack: Callable[..., Tensor], **settings: Any) -> Tensor:
+        """(B,) bool: by an attack of 40 steps."""
+        x_adv = attack(*self[:3], norm=self.norm, seed=self.seed, ids=self.ids, steps=STEPS, **settings)
+        return fooled(self.classifier, x_adv, self.y)
+
+
+def probe(it: Probed, differentiable: bool) -> dict[str, Any]:
+    """All measurements, as JSON values by name; a name is missing where it does not apply.
+
+    ``differentiable``: whether gradients can be taken.
+    """
+    classifier, x, y = it[:3]
     if len(x) == 0:
         return {}
-    ids = ids.to(x.device)
     logits = classifier.logits(x)
     found: dict[str, Any] = {
         "count": len(x),
@@ -58,21 +76,19 @@ def probe(
         "cross-entropy": _without_gradient(classifier, x, lambda z: cross_entropy(z, y)),
         "margin": _without_gradient(classifier, x, lambda z: margin(z, y)),
     }
-    if norm == "L0":
+    if it.norm == "L0":
         return found
-    common: dict[str, Any] = {"norm": norm, "seed": seed, "ids": ids, "steps": STEPS}
-    hit = fooled(classifier, pgd(classifier, x, y, eps=eps, **common), y)
-    hit_far = fooled(classifier, pgd(classifier, x, y, eps=2 * eps, **common), y)
+    hit, hit_far = it.fooled(pgd, eps=it.eps), it.fooled(pgd, eps=2 * it.eps)
     found["larger eps"] = {"robust": int((~hit).sum()), "robust at twice": int((~hit_far).sum())}
-    found["unbounded"] = {"robust": _robust_unbounded(classifier, x, y, common)}
-    noise_fooled, best = [], []
-    for i in range(len(x)):
-        drawn = margin(classifier.logits(perturbed(x[i], norm, eps, seed, int(ids[i]))), y[i].expand(DRAWS))
+    found["unbounded"] = {"robust": _robust_unbounded(it)}
+    best = []
+    for image, label, number in zip(x, y, it.ids.tolist(), strict=True):
+        drawn = margin(classifier.logits(perturbed(image, it.norm, it.eps, it.seed, number)), label.expand(DRAWS))
         best.append(float(drawn.max()))
-        noise_fooled.append(bool((drawn > 0).any()))
-    only = [noisy and not other for noisy, other in zip(noise_fooled, hit.tolist(), strict=True)]
-    found["noise"] = {"fooled": sum(noise_fooled), "fooled by noise alone": sum(only), "draws": DRAWS}
-    found["planted"] = _planted(classifier, x, y, margin(logits, y).tolist(), best, eps, common)
+    noisy = [most > 0 for most in best]
+    only = [noise and not other for noise, other in zip(noisy, hit.tolist(), strict=True)]
+    found["noise"] = {"fooled": sum(noisy), "fooled by noise alone": sum(only), "draws": DRAWS}
+    found["planted"] = _planted(it, margin(logits, y).tolist(), best)
     return found
 
 
@@ -106,43 +122,34 @@ class Planted:
         return torch.stack([torch.zeros_like(over), over], 1)  # (B, 2)
 
 
-def _planted(
-    classifier: Classifier,
-    x: Tensor,
-    y: Tensor,
-    clean: list[float],
-    best: list[float],
-    eps: float,
-    common: dict[str, Any],
-) -> dict[str, int]:
+def _planted(it: Probed, clean: list[float], best: list[float]) -> dict[str, int]:
     """How many planted adversarial examples PGD finds.
 
     For each image a random perturbation that raises the margin is known; the classifier's threshold is lowered until
     just that one fools it. An attack that follows true gradients climbs far higher than the best of some random draws.
     """
     found = count = 0
-    for i in range(min(PLANTED, len(x))):
+    for i in range(min(PLANTED, len(it.x))):
         if best[i] - clean[i] <= 1e-4 * (abs(clean[i]) + 1e-3):  # random perturbations do not change a thing
             continue
         count += 1
         threshold = clean[i] + _RAISED * (best[i] - clean[i])
-        lowered = Classifier(Planted(classifier, y[i], threshold), batch_size=1)
-        own = {**common, "ids": common["ids"][i : i + 1], "eps": eps}
-        zero = torch.zeros(1, dtype=torch.int64, device=x.device)
-        found += int(fooled(lowered, pgd(lowered, x[i : i + 1], zero, loss="margin", **own), zero).sum())
+        lowered = Classifier(Planted(it.classifier, it.y[i], threshold), batch_size=1)
+        zero = torch.zeros(1, dtype=torch.int64, device=it.x.device)
+        own = it._replace(classifier=lowered, x=it.x[i : i + 1], y=zero, ids=it.ids[i : i + 1])
+        found += int(own.fooled(pgd, loss="margin", eps=it.eps).sum())
     return {"found": found, "count": count}
 
 
-def _robust_unbounded(classifier: Classifier, x: Tensor, y: Tensor, common: dict[str, Any]) -> int:
+def _robust_unbounded(it: Probed) -> int:
     """Images that are not fooled even when any image at all is allowed."""
-    width = flat(x).shape[1]
-    eps = {"Linf": 1.0, "L2": math.sqrt(width), "L1": float(width)}[common["norm"]]
+    width = flat(it.x).shape[1]
+    eps = {"Linf": 1.0, "L2": math.sqrt(width), "L1": float(width)}[it.norm]
     for loss in ("ce", "dlr"):
-        if len(x) == 0:
-            break
-        robust = ~fooled(classifier, apgd(classifier, x, y, eps=eps, loss=loss, **common), y)
-        x, y, common = x[robust], y[robust], {**common, "ids": common["ids"][robust]}
-    return len(x)
+        if len(it.x):
+            robust = ~it.fooled(apgd, eps=eps, loss=loss)
+            it = it._replace(x=it.x[robust], y=it.y[robust], ids=it.ids[robust])
+    return len(it.x)
 
 
 def _difference(first: Tensor, second: Tensor) -> dict[str, float]:

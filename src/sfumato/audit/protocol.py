@@ -8,7 +8,6 @@ ensemble's place. For L0 there are sigma-zero and FMN; for a model without gradi
 from __future__ import annotations
 
 import inspect
-import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -22,8 +21,8 @@ from sfumato.attacks import ATTACKS, standard, verified
 from sfumato.attacks.ensemble import MEMBERS
 from sfumato.attacks.losses import margin
 from sfumato.audit.invariance import joined, measured
-from sfumato.audit.plan import EASY, HARD, MEMBER_SHARES, OTHERWISE, check_settings, main_attack, plan
-from sfumato.audit.probes import PROBED, probe
+from sfumato.audit.plan import EASY, HARD, MEMBER_SHARES, OTHERWISE, Meter, check_settings, main_attack, plan
+from sfumato.audit.probes import PROBED, Probed, probe
 from sfumato.audit.results import Audit, Member, Outcome, Pictured
 from sfumato.classifiers import BudgetExceeded, Classifier, match_labels
 from sfumato.classifiers.stamp import classifier_hash, stamp
@@ -34,6 +33,19 @@ from sfumato.data import ImageSet
 
 BATCH = 64  # images in a part: what a kill can lose of one attack
 PICTURED = 10  # images in the report
+SHARED = [
+    "norm",
+    "eps",
+    "seed",
+    "rows",
+    "y",
+    "clean",
+    "clean_confidence",
+    "clean_margin",
+    "pictured",
+    "passes",
+    "seconds",
+]  # from run to audit
 Progress = Callable[[int, int], None]
 Remark = Callable[[str], None]
 
@@ -79,11 +91,9 @@ def audit(
         differentiable = _has_gradient(classifier, some[:1])
         names = plan(norm, protocol, differentiable)
         digest = classifier_hash(classifier, some)
-        identity = {
-            "classifier": digest, "data": data.fingerprint(), "count": len(rows), "norm": norm, "eps": eps, "seed": seed,
-            "attacks": names, "stamp": stamp(classifier), "batch": run.batch, "layout": 2,
-        }  # fmt: skip
-        run.store = Store(None if out is None else Path(out), identity)
+        of = {"classifier": digest, "data": data.fingerprint(), "count": len(rows)}
+        how = {"norm": norm, "eps": eps, "seed": seed, "attacks": names, "stamp": stamp(classifier)}
+        run.store = Store(None if out is None else Path(out), {**of, **how, "batch": run.batch, "layout": 2})
         run.expect(names)
         run.look()
         shown = _one_a_class(run.y, run.clean == run.y)
@@ -99,24 +109,14 @@ def audit(
         weights=checkpoint.digest(classifier.module),
         labels=classifier.labels,
         data={"name": data.name, "split": data.split, "fingerprint": data.fingerprint(), "of": len(data)},
-        norm=norm,
-        eps=eps,
-        seed=seed,
         protocol=protocol if differentiable else "black-box",
         main=main_attack(names),
-        rows=rows,
-        y=run.y,
-        clean=run.clean,
-        clean_confidence=run.confidence,
-        clean_margin=run.margin,
         outcomes=outcomes,
         probes=probes.numbers["found"],
         invariance=invariance,
         unnoticed=unchanged,
-        pictured=run.pictured,
-        passes=run.passes,
-        seconds=run.seconds,
         stamp=stamp(classifier),
+        **{name: getattr(run, name) for name in SHARED},
     )
 
 
@@ -139,8 +139,8 @@ class _Run:
     seconds: dict[str, float] = field(default_factory=dict)  # by part's kind
     pictured: list[Pictured] = field(default_factory=list)
     clean: Tensor = field(init=False)  # (N,) predictions
-    confidence: Tensor = field(init=False)  # (N,) their probabilities
-    margin: Tensor = field(init=False)  # (N,)
+    clean_confidence: Tensor = field(init=False)  # (N,) their probabilities
+    clean_margin: Tensor = field(init=False)  # (N,)
 
     @property
     def batch(self) -> int:
@@ -170,11 +170,11 @@ class _Run:
         """A part with what it costs, from the store or computed."""
 
         def measured() -> StepResult:
-            before, began = (self.classifier.forwards, self.classifier.backwards), time.perf_counter()
+            meter = Meter(self.classifier)
             tensors, numbers = compute()
-            cost = {"forward": self.classifier.forwards - before[0], "backward": self.classifier.backwards - before[1]}
             tensors = {key: tensor.detach().cpu() for key, tensor in tensors.items()}
-            return StepResult(tensors, {**numbers, "cost": cost, "seconds": time.perf_counter() - began})
+            cost = meter.read()
+            return StepResult(tensors, {**numbers, "seconds": cost.pop("seconds"), "cost": cost})
 
         part = self.store.get(name, measured)
         for key, value in part.numbers["cost"].items():
@@ -196,8 +196,8 @@ class _Run:
         """What the classifier says of the clean images."""
         found = [self.part(f"clean-{i}", lambda part=part: self._looked(part)) for i, part in enumerate(self.parts())]
         self.clean = torch.cat([part.tensors["predicted"] for part in found])
-        self.confidence = torch.cat([part.tensors["confidence"] for part in found])
-        self.margin = torch.cat([part.tensors["margin"] for part in found])
+        self.clean_confidence = torch.cat([part.tensors["confidence"] for part in found])
+        self.clean_margin = torch.cat([part.tensors["margin"] for part in found])
 
     def _looked(self, part: slice) -> StepResult:
         logits = self.classifier.logits(self.pixels(part))
@@ -238,7 +238,7 @@ class _Run:
         numbers: dict[str, Any] = {"attacked": len(rows), "members": {}}
         found = x.clone()
         fooled_by = torch.zeros(len(x), dtype=torch.int64)  # 1 + the member's number; 0 for none
-        before, began = (self.classifier.forwards, self.classifier.backwards), time.perf_counter()
+        meter = Meter(self.classifier)
         if len(rows):
             common: dict[str, Any] = {"norm": self.norm, "seed": self.seed, "ids": ids[rows.cpu()]}
             if "eps" in inspect.signature(ATTACKS.find(name)).parameters:
@@ -247,14 +247,12 @@ class _Run:
                 members = _Members(self, key)
                 verdict = standard(self.classifier, x[rows], y[rows], **common, progress=members)
                 found[rows], numbers["members"] = verdict.x_adv, members.found
-                fooled_by[rows.cpu()] = torch.tensor(
-                    [1 + MEMBERS.index(n) if n in MEMBERS else 0 for n in verdict.fooled_by]
-                )
+                order = ("", *MEMBERS)
+                fooled_by[rows.cpu()] = torch.tensor([order.index(n) if n in order else 0 for n in verdict.fooled_by])
             else:
                 found[rows] = ATTACKS.find(name)(self.classifier, x[rows], y[rows], **common)
-        numbers["forward"] = self.classifier.forwards - before[0]
-        numbers["backward"] = self.classifier.backwards - before[1]
-        numbers["attack seconds"] = time.perf_counter() - began
+        numbers |= meter.read()
+        numbers["attack seconds"] = numbers.pop("seconds")
         checked = verified(self.classifier, x, found, y, norm=self.norm, eps=self.eps)
         logits = self.classifier.logits(found)
         sure = logits.softmax(1).max(1)[0]
@@ -282,68 +280,49 @@ class _Run:
         places = (self.clean == self.y).nonzero().flatten()[:PROBED]
         y = self.y[places].to(self.classifier.device)
         ids = torch.from_numpy(self.rows[places.numpy()].astype(np.int64))
-        found = probe(
-            self.classifier, self.pixels(places), y, ids, self.norm, self.eps, self.seed, differentiable
-        ) if len(places) else {}  # fmt: skip
-        return StepResult({"places": places}, {"found": found})
+        threat = (self.norm, self.eps, self.seed)
+        probed = Probed(self.classifier, self.pixels(places), y, ids.to(y.device), *threat)
+        return StepResult({"places": places}, {"found": probe(probed, differentiable)})
 
     def unnoticed(self) -> tuple[list[dict[str, Any]] | None, Tensor]:
         """Accuracy under changes that a person would not notice, on all images; None where it takes no such images."""
         if self.data.channels not in (1, 3):
             return None, torch.zeros(0, len(self.y), dtype=torch.bool)
-        found = []
-        for index, part in enumerate(self.parts()):
+
+        def unchanged(part: slice) -> StepResult:
             ids = torch.from_numpy(self.rows[part].astype(np.int64))
             y = self.y[part].to(self.classifier.device)
-            found.append(self.part(f"invariance-{index}", lambda part=part, ids=ids, y=y: measured(
-                self.classifier, self.pixels(part), y, ids, self.seed)))  # fmt: skip
-        return joined(found)
+            return measured(self.classifier, self.pixels(part), y, ids, self.seed)
+
+        parts = enumerate(self.parts())
+        return joined([self.part(f"invariance-{i}", lambda part=part: unchanged(part)) for i, part in parts])
 
 
 class _Members:
     """Keeps what each member of the ensemble costs and does not fool, as it reports."""
 
     def __init__(self, run: _Run, key: str) -> None:
-        self.run, self.key = run, key
+        self.run, self.key, self.meter = run, key, Meter(run.classifier)
         self.found: dict[str, dict[str, float]] = {}
-        self.before = self._now()
-
-    def _now(self) -> tuple[int, int, float]:
-        return self.run.classifier.forwards, self.run.classifier.backwards, time.perf_counter()
 
     def __call__(self, name: str, attacked: int, robust: int) -> None:
-        now = self._now()
-        here = self.found.setdefault(name, {"attacked": 0, "forward": 0, "backward": 0, "seconds": 0.0})
-        here["attacked"] += attacked
-        for kind, new, old in zip(("forward", "backward", "seconds"), now, self.before, strict=True):
-            here[kind] += new - old
-        self.before = now
+        here = self.found.setdefault(name, {})
+        for kind, spent in {"attacked": attacked, **self.meter.read()}.items():
+            here[kind] = here.get(kind, 0) + spent
         self.run.tell(self.run.weights[self.key] * MEMBER_SHARES[name])
 
 
 def _joined(name: str, parts: list[StepResult]) -> Outcome:
-    arrays = {
-        key: torch.cat([part.tensors[key] for part in parts])
-        for key in ("fooled", "fooled_8bit", "predicted", "confidence", "distance", "margin", "fooled_by")
-    }
+    keys = ("fooled", "fooled_8bit", "predicted", "confidence", "distance", "margin", "fooled_by")
+    arrays = {key: torch.cat([part.tensors[key] for part in parts]) for key in keys}
     numbers = [part.numbers for part in parts]
+    spent: dict[str, Any] = {key: sum(n[key] for n in numbers) for key in ("attacked", "forward", "backward")}
     members = {}
-    for place, member in enumerate(MEMBERS):
+    for place, member in enumerate(MEMBERS if any(n["members"] for n in numbers) else ()):
         reports = [n["members"][member] for n in numbers if member in n["members"]]
-        if any(n["members"] for n in numbers):
-            total = {
-                key: sum(report[key] for report in reports) for key in ("attacked", "forward", "backward", "seconds")
-            }
-            members[member] = Member(fooled=int((arrays["fooled_by"] == 1 + place).sum()), **total)
-    return Outcome(
-        name=name,
-        attacked=sum(n["attacked"] for n in numbers),
-        forward=sum(n["forward"] for n in numbers),
-        backward=sum(n["backward"] for n in numbers),
-        seconds=sum(n["attack seconds"] for n in numbers),
-        members=members,
-        **arrays,
-    )
+        total = {key: sum(report[key] for report in reports) for key in ("attacked", "forward", "backward", "seconds")}
+        members[member] = Member(fooled=int((arrays["fooled_by"] == 1 + place).sum()), **total)
+    return Outcome(name=name, **arrays, **spent, seconds=sum(n["attack seconds"] for n in numbers), members=members)
 
 
 def _one_a_class(y: Tensor, right: Tensor) -> Tensor:

@@ -58,22 +58,21 @@ def audit_purification(
     """
     effort = effort or Effort()
     rows = audited.rows[:count]
-    identity = {
-        "classifier": audited.classifier_hash, "data": data.fingerprint(), "count": len(rows), "norm": audited.norm,
-        "eps": audited.eps, "seed": audited.seed, "effort": asdict(effort), "stamp": stamp(classifier),
-        "purifier": [digest(purifier.network), repr(purifier.ladder), purifier.sigma, purifier.steps, purifier.sampler],
-    }  # fmt: skip
+    threat: dict[str, Any] = {"norm": audited.norm, "eps": audited.eps, "seed": audited.seed}
+    made = [digest(purifier.network), repr(purifier.ladder), purifier.sigma, purifier.steps, purifier.sampler]
+    about = {"classifier": audited.classifier_hash, "data": data.fingerprint(), "count": len(rows), **threat}
+    identity = {**about, "effort": asdict(effort), "stamp": stamp(classifier), "purifier": made}
     store = Store(None if out is None else Path(out) / FOLDER, identity)
 
     def keep(name: str, compute: Callable[[], dict[str, Tensor]]) -> dict[str, Tensor]:
-        return store.get(
-            name, lambda: StepResult({key: value.detach().cpu().contiguous() for key, value in compute().items()}, {})
-        ).tensors
+        def stored() -> StepResult:
+            return StepResult({key: value.detach().cpu().contiguous() for key, value in compute().items()}, {})
 
-    found = purification_protocol(
-        classifier, purifier, data.pixels(rows).to(classifier.device), audited.y[: len(rows)].to(classifier.device),
-        norm=audited.norm, eps=audited.eps, effort=effort, seed=audited.seed, ids=rows.tolist(), keep=keep, progress=progress,
-    )  # fmt: skip
+        return store.get(name, stored).tensors
+
+    x, y = (tensor.to(classifier.device) for tensor in (data.pixels(rows), audited.y[: len(rows)]))
+    how: dict[str, Any] = {"effort": effort, "ids": rows.tolist(), "keep": keep, "progress": progress}
+    found = purification_protocol(classifier, purifier, x, y, **threat, **how)
     store.sweep()
     if store.found and remark is not None:
         remark(f"{store.found} parts of the purification were done before")
@@ -88,14 +87,11 @@ def section(found: Purification, labels: tuple[str, ...], percent: Callable[[flo
     environment = Environment(autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
     environment.filters["percent"] = percent
     template = environment.from_string((files("sfumato.audit") / "templates" / "purification.html").read_text("utf-8"))
-    truth = found.arrays["label"].tolist()
-    pictures = [
-        {
-            "clean": figures.data_uri(clean), "attacked": figures.data_uri(attacked), "purified": figures.data_uri(purified),
-            "label": labels[label], "predicted": labels[int(predicted)], "right": label == int(predicted),
-        }
-        for label, (clean, attacked, purified), predicted in zip(truth, found.pictures, found.pictured, strict=False)
-    ]  # fmt: skip
+    pictures = []
+    for label, images, predicted in zip(found.arrays["label"].tolist(), found.pictures, found.pictured, strict=False):
+        drawn = dict(zip(("clean", "attacked", "purified"), map(figures.data_uri, images), strict=True))
+        names = {"label": labels[label], "predicted": labels[int(predicted)], "right": label == int(predicted)}
+        pictures.append({**drawn, **names})
     return template.render(it=found.report, rows=table(found.report), pictures=pictures)
 
 
@@ -109,24 +105,19 @@ def table(report: Mapping[str, Any]) -> list[dict[str, Any]]:
 
 def lines(report: Mapping[str, Any]) -> list[str]:
     """The same for a terminal."""
-    rows = table(report)
-    made = report["purifier"]
+    rows, made, fixed, bare = table(report), report["purifier"], report["fixed"], report["undefended"]
     width = max(len(row["title"]) for row in rows)
-    times = report["effort"]["submissions"]
+    how = f"sigma {made['sigma']:g}, {made['steps']} steps of {made['sampler']}"
+    times = f"all of {report['effort']['submissions']}"
     found = [
-        f"Behind the purifier {report['model']} (sigma {made['sigma']:g}, {made['steps']} steps of {made['sampler']}), "
-        f"{report['images']} images:",
+        f"Behind the purifier {report['model']} ({how}), {report['images']} images:",
         "",
-        f"  {'':<{width}}  {'average':>8}  {f'all of {times}':>9}  {'majority':>8}",
+        f"  {'':<{width}}  {'average':>8}  {times:>9}  {'majority':>8}",
     ]
-    found += [
-        f"  {row['title']:<{width}}  {row['average']['accuracy']:>8.1%}  {row['worst']['accuracy']:>9.1%}  {row['majority']['accuracy']:>8.1%}"
-        for row in rows
-    ]
-    fixed, bare = report["fixed"], report["undefended"]
-    found += [
-        f"  {'noise known to the attacker':<{width}}  {fixed['robust']['accuracy']:>8.1%}  (without an attack {fixed['clean']['accuracy']:.1%})",
-        f"  {'no purifier':<{width}}  {bare['robust']['accuracy']:>8.1%}  (without an attack {bare['clean']['accuracy']:.1%})",
-        "",
-    ]
-    return [*found, *report["says"]]
+    for row in rows:
+        average, worst, majority = (row[kind]["accuracy"] for kind in ("average", "worst", "majority"))
+        found.append(f"  {row['title']:<{width}}  {average:>8.1%}  {worst:>9.1%}  {majority:>8.1%}")
+    for title, each in (("noise known to the attacker", fixed), ("no purifier", bare)):
+        robust, clean = each["robust"]["accuracy"], each["clean"]["accuracy"]
+        found.append(f"  {title:<{width}}  {robust:>8.1%}  (without an attack {clean:.1%})")
+    return [*found, "", *report["says"]]

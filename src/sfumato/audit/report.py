@@ -57,9 +57,7 @@ def write_report(
     report = summarise(audit, checks, min_robust_accuracy)
     arrays = samples(audit)
     report["purification"] = None if purification is None else purification.report
-    report["baseline"] = (
-        None if old is None or baseline is None else compare(report, arrays, old, read_samples(baseline))
-    )
+    report["baseline"] = old and compare(report, arrays, old, read_samples(baseline or ""))
     if purification is not None:
         arrays |= {f"purification.{name}": array for name, array in purification.arrays.items()}
     report["seconds"] = {
@@ -76,12 +74,10 @@ def write_report(
     np.savez_compressed(packed, **arrays)  # type: ignore[arg-type]
     atomic_write(folder / SAMPLES, packed.getvalue())
     atomic_write(folder / JUNIT, junit(report))
-    atomic_write(
-        folder / PAGE, page(audit, report, purification).encode("utf-8", "replace")
-    )  # names of files may hold half characters
-    atomic_write(
-        folder / REPORT, json.dumps(report, indent=2, allow_nan=False) + "\n"
-    )  # last: it says that all is there
+    shown = page(audit, report, purification)
+    atomic_write(folder / PAGE, shown.encode("utf-8", "replace"))  # names of files may hold half characters
+    # Last: it says that all is there.
+    atomic_write(folder / REPORT, json.dumps(report, indent=2, allow_nan=False) + "\n")
     return report
 
 
@@ -129,8 +125,8 @@ def junit(report: Mapping[str, Any]) -> str:
         if not gate["passed"]:
             failures += 1
             robust = report["robust"]
-            message = (f"robust accuracy {robust['accuracy']:.4f}, at most {robust['high']:.4f} with 95 % confidence, "
-                       f"is below {gate['min_robust_accuracy']:g}")  # fmt: skip
+            most = f"at most {robust['high']:.4f} with 95 % confidence"
+            message = f"robust accuracy {robust['accuracy']:.4f}, {most}, is below {gate['min_robust_accuracy']:g}"
             ElementTree.SubElement(case, "failure", message=message).text = _text(report["verdict"])
     properties = ElementTree.Element("properties")
     for name, value in (("classifier", report["classifier"]["name"]), ("data", report["data"]["name"])):
@@ -180,16 +176,12 @@ def _matrix(report: Mapping[str, Any]) -> dict[str, Any]:
     counts = {(pair["from"], pair["into"]): pair["count"] for pair in report["attacked_into"]}
     most = max(counts.values(), default=1)
     shown = [label for label in labels if any(label in pair for pair in counts)]
-    rows = [
-        {
-            "label": label,
-            "cells": [
-                {"count": counts.get((label, other), 0), "share": counts.get((label, other), 0) / most, "self": label == other}
-                for other in shown
-            ],
-        }
-        for label in shown
-    ]  # fmt: skip
+
+    def cell(label: str, other: str) -> dict[str, Any]:
+        count = counts.get((label, other), 0)
+        return {"count": count, "share": count / most, "self": label == other}
+
+    rows = [{"label": label, "cells": [cell(label, other) for other in shown]} for label in shown]
     return {"labels": shown, "rows": rows}
 
 

@@ -32,6 +32,7 @@ from __future__ import annotations
 
 from collections import Counter
 from fractions import Fraction
+from math import isfinite
 from typing import Any
 
 import numpy as np
@@ -39,7 +40,7 @@ import torch
 from scipy.stats import beta
 
 from sfumato.audit.flags import RED, Check
-from sfumato.audit.results import MEMBER_TITLES, Audit, Outcome
+from sfumato.audit.results import MEMBER_TITLES, Audit, Member, Outcome
 from sfumato.classifiers.accuracy import LEVEL, Accuracy
 
 SCHEMA = "sfumato.audit/1"
@@ -55,13 +56,7 @@ def summarise(audit: Audit, checks: list[Check], min_robust_accuracy: float | No
         "verdict": verdict(audit, checks),
         "protocol": audit.protocol,
         "seed": audit.seed,
-        "classifier": {
-            "name": audit.name,
-            "hash": audit.classifier_hash,
-            "weights": audit.weights,
-            "classes": len(audit.labels),
-            "labels": list(audit.labels),
-        },
+        "classifier": _classifier(audit),
         "data": {**audit.data, "images": len(audit.y)},
         "threat": {"norm": audit.norm, "eps": audit.eps},
         "clean": audit.clean_accuracy.to_json(),
@@ -73,9 +68,7 @@ def summarise(audit: Audit, checks: list[Check], min_robust_accuracy: float | No
         "attacked_into": _attacked_into(audit),
         "checks": [check.to_json() for check in checks],
         "invariance": audit.invariance,
-        "gate": None
-        if min_robust_accuracy is None
-        else {"min_robust_accuracy": min_robust_accuracy, "passed": passes(audit.robust_accuracy, min_robust_accuracy)},
+        "gate": None if (gate := min_robust_accuracy) is None else _gate(audit, gate),
         "passes": audit.passes,
         "stamp": audit.stamp,
     }
@@ -84,6 +77,15 @@ def summarise(audit: Audit, checks: list[Check], min_robust_accuracy: float | No
 def passes(robust: Accuracy, threshold: float) -> bool:
     """Whether the gate lets this through: False only where even the upper bound of the interval is below it."""
     return robust.interval[1] >= threshold
+
+
+def _gate(audit: Audit, threshold: float) -> dict[str, Any]:
+    return {"min_robust_accuracy": threshold, "passed": passes(audit.robust_accuracy, threshold)}
+
+
+def _classifier(audit: Audit) -> dict[str, Any]:
+    known = {"name": audit.name, "hash": audit.classifier_hash, "weights": audit.weights}
+    return {**known, "classes": len(audit.labels), "labels": list(audit.labels)}
 
 
 def verdict(audit: Audit, checks: list[Check]) -> str:
@@ -122,10 +124,11 @@ def curve(audit: Audit) -> dict[str, Any] | None:
     distance = torch.where(audit.right, outcome.distance, -torch.inf).double().numpy()
     points = [Accuracy(int((distance > eps + SLACK).sum()), len(distance)) for eps in grid]
     low, high = intervals(np.array([point.correct for point in points]), len(distance))
+    accuracy = [point.value for point in points]
     return {
         "attack": outcome.name,
         "eps": grid.tolist(),
-        "accuracy": [point.value for point in points],
+        "accuracy": accuracy,
         "low": low.tolist(),
         "high": high.tolist(),
     }
@@ -147,17 +150,9 @@ def samples(audit: Audit) -> dict[str, np.ndarray]:
     ``standard.fooled_by`` is 1 + the number of the member in ``MEMBERS``, 0 for none. ``unnoticed`` is (rows of
     ``invariance``, N): right under that change.
     """
-    found: dict[str, np.ndarray] = {
-        "row": audit.rows.astype(np.int64),
-        "label": audit.y.numpy(),
-        "clean": audit.clean.numpy(),
-        "clean_confidence": audit.clean_confidence.numpy(),
-        "clean_margin": audit.clean_margin.numpy(),
-        "robust": audit.robust.numpy(),
-        "attacked_into": audit.attacked_into.numpy(),
-        "distance": audit.distance.numpy(),
-        "unnoticed": audit.unnoticed.numpy(),
-    }
+    found: dict[str, np.ndarray] = {"row": audit.rows.astype(np.int64), "label": audit.y.numpy()}
+    for key in ("clean", "clean_confidence", "clean_margin", "robust", "attacked_into", "distance", "unnoticed"):
+        found[key] = getattr(audit, key).numpy()
     for name, outcome in audit.outcomes.items():
         for key in ("fooled", "fooled_8bit", "predicted", "confidence", "distance", "margin"):
             found[f"{name}.{key}"] = getattr(outcome, key).numpy()
@@ -168,73 +163,44 @@ def samples(audit: Audit) -> dict[str, np.ndarray]:
 
 def _attack(audit: Audit, outcome: Outcome) -> list[dict[str, Any]]:
     """The row of an attack, after those of its members."""
+
+    def row(name: str, title: str, did: Outcome | Member, robust: Accuracy) -> dict[str, Any]:
+        passes = {"forward": did.forward / max(did.attacked, 1), "backward": did.backward / max(did.attacked, 1)}
+        known = {"name": name, "title": title, "after": None, "attacked": did.attacked, "robust": robust.to_json()}
+        return {**known, "fooled": 0, "fooled_8bit": None, "passes": passes}
+
     rows: list[dict[str, Any]] = []
-    after = None
     for name, robust in audit.members().items() if outcome.name == "standard" else ():
         member = outcome.members.get(name)
-        if member is None or not member.attacked:
-            continue
-        rows.append(
-            {
-                "name": name,
-                "title": MEMBER_TITLES[name],
-                "after": after,
-                "attacked": member.attacked,
-                "robust": robust.to_json(),
-                "fooled": member.fooled,
-                "fooled_8bit": None,
-                "passes": _each(member.forward, member.backward, member.attacked),
-            }
-        )
-        after = name
+        if member is not None and member.attacked:
+            after = rows[-1]["name"] if rows else None
+            rows.append({**row(name, MEMBER_TITLES[name], member, robust), "after": after, "fooled": member.fooled})
     fooled = outcome.fooled & audit.right
-    return [
-        *rows,
-        {
-            "name": outcome.name,
-            "title": outcome.title,
-            "after": None,
-            "attacked": outcome.attacked,
-            "robust": Accuracy(int((outcome.robust & audit.right).sum()), len(audit.y)).to_json(),
-            "fooled": int(fooled.sum()),
-            "fooled_8bit": int((fooled & outcome.fooled_8bit).sum()),
-            "passes": _each(outcome.forward, outcome.backward, outcome.attacked),
-        },
-    ]
-
-
-def _each(forward: int, backward: int, count: int) -> dict[str, float]:
-    return {"forward": forward / max(count, 1), "backward": backward / max(count, 1)}
+    robust = Accuracy(int((outcome.robust & audit.right).sum()), len(audit.y))
+    counts = {"fooled": int(fooled.sum()), "fooled_8bit": int((fooled & outcome.fooled_8bit).sum())}
+    return [*rows, {**row(outcome.name, outcome.title, outcome, robust), **counts}]
 
 
 def _minimal_norm(audit: Audit) -> dict[str, Any] | None:
     name = next((name for name in ("fmn", "sigma-zero") if name in audit.outcomes), None)
     if name is None:
         return None
-    distance = audit.outcomes[name].distance[audit.right]
-    found = distance[distance.isfinite()].double().numpy()
     # Those that were never fooled are farther than all others: the quantiles are of all images, or null beyond them.
-    ordered = np.sort(distance.double().numpy())
+    ordered = audit.outcomes[name].distance[audit.right].double().sort().values.tolist()
     quantiles = {
-        f"{share:g}": float(ordered[min(int(share * len(ordered)), len(ordered) - 1)]) if len(ordered) else None
+        f"{share:g}": ordered[min(int(share * len(ordered)), len(ordered) - 1)] if ordered else None
         for share in QUANTILES
     }
-    plain = {key: value if value is not None and np.isfinite(value) else None for key, value in quantiles.items()}
-    return {"attack": name, "found": len(found), "of": len(ordered), "quantiles": plain}
+    plain = {key: value if value is not None and isfinite(value) else None for key, value in quantiles.items()}
+    return {"attack": name, "found": sum(map(isfinite, ordered)), "of": len(ordered), "quantiles": plain}
 
 
 def _classes(audit: Audit) -> list[dict[str, Any]]:
     found = []
     for label in sorted(set(audit.y.tolist())):
         mine = audit.y == label
-        count = int(mine.sum())
-        found.append(
-            {
-                "label": audit.labels[label],
-                "clean": Accuracy(int((audit.right & mine).sum()), count).to_json(),
-                "robust": Accuracy(int((audit.robust & mine).sum()), count).to_json(),
-            }
-        )
+        clean, robust = (Accuracy(int((good & mine).sum()), int(mine.sum())) for good in (audit.right, audit.robust))
+        found.append({"label": audit.labels[label], "clean": clean.to_json(), "robust": robust.to_json()})
     return found
 
 

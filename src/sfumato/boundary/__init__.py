@@ -11,6 +11,7 @@ from sfumato.boundary.fields import Field, Path, along, crossing, field, path
 from sfumato.boundary.figure import EPS, FORMATS, KINDS, Boundaries, boundary
 from sfumato.boundary.planes import (
     Plane,
+    Threat,
     adversarial_direction,
     adversarial_plane,
     gradient_direction,
@@ -21,6 +22,31 @@ from sfumato.boundary.planes import (
 from sfumato.boundary.toys import TOYS, examine, toy, train_toy
 from sfumato.boundary.views import ascent, three_images, windows
 
-__all__ = ["EPS", "FORMATS", "KINDS", "TOYS", "Boundaries", "Field", "Path", "Plane", "adversarial_direction", "adversarial_plane", "along",
-           "ascent", "boundary", "crossing", "examine", "field", "gradient_direction", "path", "random_direction",
-           "spanned", "three_images", "through", "toy", "train_toy", "windows"]  # fmt: skip
+__all__ = [
+    "EPS",
+    "FORMATS",
+    "KINDS",
+    "TOYS",
+    "Boundaries",
+    "Field",
+    "Path",
+    "Plane",
+    "Threat",
+    "adversarial_direction",
+    "adversarial_plane",
+    "along",
+    "ascent",
+    "boundary",
+    "crossing",
+    "examine",
+    "field",
+    "gradient_direction",
+    "path",
+    "random_direction",
+    "spanned",
+    "three_images",
+    "through",
+    "toy",
+    "train_toy",
+    "windows",
+]

@@ -78,8 +78,8 @@ def field(
     """
     wide, high = (resolution, resolution) if isinstance(resolution, int) else resolution
     if wide < 2 or high < 2 or not (across[0] < across[1] and up[0] < up[1]):
-        raise InputError(f"a grid of {wide}x{high} points over {across} and {up} is empty: give 2 or more points and ranges "
-                         "that rise")  # fmt: skip
+        empty = f"a grid of {wide}x{high} points over {across} and {up} is empty"
+        raise InputError(f"{empty}: give 2 or more points and ranges that rise")
     horizontal, vertical = np.linspace(*across, wide), np.linspace(*up, high)
     places = np.stack(np.meshgrid(horizontal, vertical), -1).reshape(-1, 2)  # (m n, 2), row by row
     predicted, confidence = answers_at(classifier, plane.images, places)
@@ -91,8 +91,8 @@ def answers_at(
 ) -> tuple[np.ndarray, np.ndarray]:
     """The class (N,) and its probability (N,) at (N, 2) places; ``images`` makes (n, C, H, W) of some of them."""
     with classifier.ready():
-        parts = [answers_of(classifier, images(places[start : start + classifier.batch_size]))
-                 for start in range(0, len(places), classifier.batch_size)]  # fmt: skip
+        size = classifier.batch_size
+        parts = [answers_of(classifier, images(places[i : i + size])) for i in range(0, len(places), size)]
     predicted, confidence = zip(*parts, strict=True)
     return np.concatenate(predicted), np.concatenate(confidence)
 

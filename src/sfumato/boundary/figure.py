@@ -25,7 +25,7 @@ from sfumato.boundary.panels import (
     toy_panel,
     with_name,
 )
-from sfumato.boundary.planes import SECTION_NORMS, through
+from sfumato.boundary.planes import SECTION_NORMS, Threat
 from sfumato.boundary.toys import TOYS
 from sfumato.boundary.views import chosen
 from sfumato.core.errors import InputError, nearest
@@ -74,8 +74,8 @@ class Boundaries:
         """
         path = Path(path)
         if path.suffix.lower() not in FORMATS:
-            raise InputError(f"cannot write {str(path)!r}: its suffix {path.suffix!r} is none of a figure's; "
-                             f"use one of {', '.join(FORMATS)}")  # fmt: skip
+            problem = f"cannot write {str(path)!r}: its suffix {path.suffix!r} is none of a figure's"
+            raise InputError(f"{problem}; use one of {', '.join(FORMATS)}")
         encoded = io.BytesIO()
         self.figure().savefig(encoded, format=path.suffix.lower()[1:], facecolor="white")
         atomic_write(path, encoded.getvalue())
@@ -134,13 +134,14 @@ def boundary(
     if classifier is None or x is None or y is None:
         raise InputError(f"the kind {kind!r} needs a classifier and labelled images: give them, or use the kind 'toy'")
     both = [classifier] if other is None else [classifier, other]
-    context = _context(both, x, y, norm, EPS[norm] if eps is None else eps, index, ids, seed, resolution)
+    threat = Threat(norm, EPS[norm] if eps is None else eps, seed)
+    context = _context(both, x, y, threat, index, ids, resolution)
     makers: dict[str, Callable[[], list[Panel]]] = {
         "toy": lambda: [toy_panel(TOYS[0], norm, None, seed)],
-        "plane": lambda: plane_panels(context, both, through(context.x[list(context.three)])),
-        "adversarial": lambda: adversarial_panels(context, both, borrow=kind == "adversarial" and other is not None),
-        "church": lambda: church_panels(context, both),
-        "gradient": lambda: gradient_panels(context, both),
+        "plane": lambda: plane_panels(context),
+        "adversarial": lambda: adversarial_panels(context, borrow=kind == "adversarial" and other is not None),
+        "church": lambda: church_panels(context),
+        "gradient": lambda: gradient_panels(context),
     }
     kinds = [kind] if kind != "all" else list(makers)[0 if other is None else 1 :]
     made: list[list[Panel]] = []
@@ -171,8 +172,8 @@ def compose(rows: Sequence[Sequence[Panel]], labels: Sequence[str]) -> Figure:
     columns = max(sum(panel.wide for panel in row) for row in rows)
     with matplotlib.rc_context({"font.size": _FONT, "font.family": "sans-serif", "svg.fonttype": "path"}):
         low = draw.legend_height(colours, _WIDTH * columns)
-        figure = Figure(figsize=(_WIDTH * columns, _HEIGHT * len(rows) + low), dpi=_DPI,
-                        layout=ConstrainedLayoutEngine(w_pad=_PADDING, h_pad=_PADDING))  # fmt: skip
+        layout = ConstrainedLayoutEngine(w_pad=_PADDING, h_pad=_PADDING)
+        figure = Figure(figsize=(_WIDTH * columns, _HEIGHT * len(rows) + low), dpi=_DPI, layout=layout)
         heights = [*[_HEIGHT] * len(rows), low]
         *bands, foot = figure.subfigures(len(heights), 1, height_ratios=heights, squeeze=False)[:, 0]
         for row, band in zip(rows, bands, strict=True):
@@ -197,32 +198,29 @@ def _context(
     both: list[Classifier],
     x: Tensor,
     y: Tensor,
-    norm: str,
-    eps: float,
+    threat: Threat,
     index: Sequence[int] | None,
     ids: Sequence[int] | None,
-    seed: int,
     resolution: int | None,
 ) -> FigureContext:
     if x.ndim != 4 or not len(x) or y.shape != x.shape[:1]:
-        raise InputError(f"images of shape {tuple(x.shape)} and labels of shape {tuple(y.shape)} do not fit: give one "
-                         "label to each of (B, C, H, W)")  # fmt: skip
+        problem = f"images of shape {tuple(x.shape)} and labels of shape {tuple(y.shape)} do not fit"
+        raise InputError(f"{problem}: give one label to each of (B, C, H, W)")
     x, y = x.detach().cpu(), y.detach().cpu()
     for classifier in both:
         classifier.predict(x[:1])  # some know how many classes they have only now
         if classifier.labels != both[0].labels:
             raise InputError("the two classifiers do not have the same classes: give two with the same labels")
     if not 0 <= int(y.min()) <= int(y.max()) < both[0].classes:
-        raise InputError(f"labels run from {int(y.min())} to {int(y.max())}, the classifier has {both[0].classes} classes: "
-                         "give labels of its own")  # fmt: skip
+        problem = f"labels run from {int(y.min())} to {int(y.max())}, the classifier has {both[0].classes} classes"
+        raise InputError(f"{problem}: give labels of its own")
     numbers = list(range(len(x)) if ids is None else ids)
-    three = chosen(both, x, y, numbers, norm=norm, eps=eps, seed=seed) if index is None else _named(index, numbers)
+    three = chosen(both, x, y, numbers, threat) if index is None else _named(index, numbers)
     fine = x[0].numel() <= _SMALL
     points = resolution or (_FINE if fine else _COARSE)
     window = min(points, _WINDOW_FINE if fine else _WINDOW_COARSE)
-    return FigureContext(
-        x, y, numbers, three, norm, eps, seed, points, window, _WINDOWS_FINE if fine else _WINDOWS_COARSE
-    )
+    count = _WINDOWS_FINE if fine else _WINDOWS_COARSE
+    return FigureContext(both, x, y, numbers, three, threat, points, window, count)
 
 
 def _named(index: Sequence[int], numbers: Sequence[int]) -> list[int]:
@@ -230,7 +228,6 @@ def _named(index: Sequence[int], numbers: Sequence[int]) -> list[int]:
         raise InputError(f"index is {' '.join(map(str, index))}: give the numbers of three different images")
     for number in index:
         if number not in numbers:
-            raise InputError(
-                f"index {number} is not among the images: give numbers from {min(numbers)} to {max(numbers)}"
-            )
+            there = f"give numbers from {min(numbers)} to {max(numbers)}"
+            raise InputError(f"index {number} is not among the images: {there}")
     return [list(numbers).index(number) for number in index]

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -12,7 +13,7 @@ from torch import Tensor
 
 from sfumato.boundary import draw
 from sfumato.boundary.colours import Colours, shortened
-from sfumato.boundary.planes import Plane, adversarial_plane
+from sfumato.boundary.planes import Threat, adversarial_plane, through
 from sfumato.boundary.toys import TOY_EPS, examine, toy, train_toy
 from sfumato.boundary.views import (
     Ascent,
@@ -20,7 +21,7 @@ from sfumato.boundary.views import (
     Windows,
     around,
     ascent,
-    directions,
+    field_in_eps,
     reach_of,
     right_rows,
     three_images,
@@ -56,19 +57,19 @@ class FigureContext:
     """What all panels of a figure share.
 
     Attributes:
+        classifiers: one or two, of the same classes.
         x, y, ids: images (B, C, H, W), their true labels (B,) and numbers.
         three: rows of the three images of the plane; the first is the one in the middle of the other views.
-        norm, eps, seed: as in ``boundary``.
+        threat: norm and eps of the perturbations, and the seed.
         resolution, window, count: points a side of a plane and of a church window, and how many windows.
     """
 
+    classifiers: Sequence[Classifier]
     x: Tensor
     y: Tensor
     ids: Sequence[int]
     three: Sequence[int]
-    norm: str
-    eps: float
-    seed: int
+    threat: Threat
     resolution: int
     window: int
     count: int
@@ -95,93 +96,66 @@ def toy_panel(name: str, norm: str, eps: float | None, seed: int) -> Panel:
     return Panel(f"In two dimensions: {name}", caption, [], paint, wide=2)
 
 
-def plane_panels(context: FigureContext, classifiers: Sequence[Classifier], plane: Plane) -> list[Panel]:
+def plane_panels(context: FigureContext) -> list[Panel]:
     """The plane through three images, for each classifier."""
-    panels = []
-    for classifier in classifiers:
-        view = three_images(classifier, context.x[list(context.three)], context.resolution, plane)
-        caption = ("Every place is a mixture of the three framed images; its colour is the class that the classifier sees "
-                   "there, paler where it is less sure.")  # fmt: skip
-
-        def paint(figure: Any, colours: Colours, view: Any = view) -> None:
-            draw.draw_three(figure.subplots(), view, colours)
-
-        panels.append(Panel("The plane through three images", caption, [view.field.predicted], paint))
-    return panels
+    images = context.x[list(context.three)]
+    plane = through(images)
+    views = [three_images(classifier, images, context.resolution, plane) for classifier in context.classifiers]
+    mixture = "Every place is a mixture of the three framed images"
+    caption = f"{mixture}; its colour is the class that the classifier sees there, paler where it is less sure."
+    title = "The plane through three images"
+    return [Panel(title, caption, [view.field.predicted], partial(draw.draw_three, view)) for view in views]
 
 
-def adversarial_panels(
-    context: FigureContext, classifiers: Sequence[Classifier], *, borrow: bool = False
-) -> list[Panel]:
+def adversarial_panels(context: FigureContext, *, borrow: bool = False) -> list[Panel]:
     """Each classifier around the image, along its own adversarial direction; ``borrow``: the last also along the first's."""
-    row = context.three[0]
-    planes = []
+    classifiers, threat, row = context.classifiers, context.threat, context.three[0]
+    x, planes = context.x[row], []
     for classifier in classifiers:
-        predicted = int(
-            classifier.predict(context.x[row : row + 1])[0]
-        )  # around an image that is wrong, what leaves that class
-        planes.append(adversarial_plane(classifier, context.x[row], predicted, norm=context.norm, eps=context.eps, seed=context.seed,
-                                        index=context.ids[row]))  # fmt: skip
+        predicted = int(classifier.predict(x[None])[0])  # around an image that is wrong, what leaves that class
+        planes.append(adversarial_plane(classifier, x, predicted, threat, context.ids[row]))
     pairs = list(zip(classifiers, planes, strict=True)) + ([(classifiers[-1], planes[0])] if borrow else [])
-    views = [
-        around(classifier, context.x[row], plane, norm=context.norm, eps=context.eps) for classifier, plane in pairs
-    ]
+    views = [around(classifier, x, plane, threat) for classifier, plane in pairs]
     reach = reach_of(views[: len(classifiers)])
     panels = []
     for i, ((classifier, plane), view) in enumerate(zip(pairs, views, strict=True)):
-        view = directions(classifier, view, plane, norm=context.norm, eps=context.eps, reach=reach,
-                          resolution=context.resolution, borrowed=i >= len(classifiers))  # fmt: skip
-
-        def paint(figure: Any, colours: Colours, view: Directions = view) -> None:
-            draw.draw_directions(figure.subplots(), view, colours, context.norm, context.eps)
-
+        shown = field_in_eps(classifier, plane, threat, reach, context.resolution)
+        view = replace(view, borrowed=i >= len(classifiers), field=shown)
         title = "Along noise made for the first" if view.borrowed else "Adversarial against random noise"
-        panels.append(Panel(title, _about_directions(view, classifier.labels), [view.field.predicted], paint))
+        paint = partial(draw.draw_directions, view, threat)
+        panels.append(Panel(title, _about_directions(view, classifier.labels), [shown.predicted], paint))
     return panels
 
 
-def church_panels(context: FigureContext, classifiers: Sequence[Classifier]) -> list[Panel]:
+def church_panels(context: FigureContext) -> list[Panel]:
     """Church windows of images that all classifiers get right; each in its own directions."""
+    classifiers, threat = context.classifiers, context.threat
     rows = right_rows(classifiers, context.x, context.y)[: context.count]
     if not rows:
         raise InputError("no image is classified right, so there is no church window to show: check the labels")
-    x, y, ids = context.x[rows], context.y[rows], [context.ids[row] for row in rows]
-    planes = [[adversarial_plane(classifier, image, label, norm=context.norm, eps=context.eps, seed=context.seed, index=number)
-               for image, label, number in zip(x, y.tolist(), ids, strict=True)] for classifier in classifiers]  # fmt: skip
-    # The first classifier's reach for all: they stand on the same axes.
-    reach = window_reach(classifiers[0], planes[0], norm=context.norm, eps=context.eps)
+    y = context.y[rows]
+    each = [(context.x[row], int(context.y[row]), threat, context.ids[row]) for row in rows]
+    planes = [[adversarial_plane(classifier, *image) for image in each] for classifier in classifiers]
+    reach = window_reach(classifiers[0], planes[0], threat)  # the first classifier's for all: on the same axes
     panels = []
     for classifier, own in zip(classifiers, planes, strict=True):
-        view = windows(classifier, own, y, norm=context.norm, eps=context.eps, reach=reach, resolution=context.window)
-
-        def paint(figure: Any, colours: Colours, view: Windows = view) -> None:
-            draw.draw_windows(figure.subplots(), view, colours)
-
+        view = windows(classifier, own, y, threat, reach, context.window)
         shown = [each.predicted[each.predicted != label] for each, label in zip(view.fields, view.labels, strict=True)]
-        panels.append(Panel("Church windows", _about_windows(view), shown, paint))
+        panels.append(Panel("Church windows", _about_windows(view), shown, partial(draw.draw_windows, view)))
     return panels
 
 
-def gradient_panels(context: FigureContext, classifiers: Sequence[Classifier]) -> list[Panel]:
+def gradient_panels(context: FigureContext) -> list[Panel]:
     """Loss and confidence along the gradient, for each classifier on the same axes."""
-    row = context.three[0]
-    views = [ascent(classifier, context.x[row], int(context.y[row]), seed=context.seed, index=context.ids[row])
-             for classifier in classifiers]  # fmt: skip
+    row, seed = context.three[0], context.threat.seed
+    x, y, index = context.x[row], int(context.y[row]), context.ids[row]
+    views = [ascent(classifier, x, y, seed=seed, index=index) for classifier in context.classifiers]
     if len(views) > 1:
-        farthest = max(float(view.ascent.steps[-1]) for view in views)
-        views = [ascent(classifier, context.x[row], int(context.y[row]), seed=context.seed, index=context.ids[row], shown=farthest)
-                 for classifier in classifiers]  # fmt: skip
+        shown = max(float(view.ascent.steps[-1]) for view in views)
+        views = [ascent(each, x, y, seed=seed, index=index, shown=shown) for each in context.classifiers]
     highest = max(float(curve.loss.max()) for view in views for curve in (view.ascent, *view.random))
-    panels = []
-    for classifier, view in zip(classifiers, views, strict=True):
-
-        def paint(figure: Any, colours: Colours, view: Ascent = view) -> None:
-            strip, upper, lower = figure.subplots(3, 1, height_ratios=(1.25, 1, 1))
-            draw.draw_strip(strip, view, colours)
-            draw.draw_ascent(upper, lower, view, colours, highest)
-
-        panels.append(Panel("The lecture's step x + a ∇loss", _about_ascent(view, classifier.labels), [], paint))
-    return panels
+    title, labels = "The lecture's step x + a ∇loss", context.classifiers[0].labels
+    return [Panel(title, _about_ascent(view, labels), [], partial(draw.draw_ascent, view, highest)) for view in views]
 
 
 def with_name(panel: Panel, name: str) -> Panel:
@@ -197,9 +171,8 @@ def _about_directions(view: Directions, labels: Sequence[str]) -> str:
         both = " nor does random noise (up)" if math.isinf(random) else f", random noise (up) does at {random:.2g} eps"
         return f"{whose} (right) does not change {name} within {far},{both.removeprefix(',')}. Dashed: all changes of size eps."
     after = "another class" if view.becomes is None else _quoted(labels, view.becomes)
-    up = (
-        f"even {far} of random noise (up) do not" if math.isinf(random) else f"random noise (up) needs {random:.2g} eps"
-    )
+    never, needs = f"even {far} of random noise (up) do not", f"random noise (up) needs {random:.2g} eps"
+    up = never if math.isinf(random) else needs
     return f"{whose} (right) turns {name} into {after} at {computed:.2g} eps; {up}. Dashed: all changes of size eps."
 
 
@@ -219,8 +192,8 @@ def _half(distances: np.ndarray, reach: float) -> str:
 def _about_ascent(view: Ascent, labels: Sequence[str]) -> str:
     far, name = float(view.ascent.steps[-1]), _quoted(labels, view.predicted)
     lines = f"of {len(view.random)} random directions"
-    random = (f"none {lines} does within {far:.2g}" if math.isinf(view.strays)
-              else f"the quickest {lines} takes {view.strays:.2g}")  # fmt: skip
+    never, quickest = f"none {lines} does within {far:.2g}", f"the quickest {lines} takes {view.strays:.2g}"
+    random = never if math.isinf(view.strays) else quickest
     if view.becomes is None:
         return f"Along the gradient of the loss {name} does not change within a length of {far:.2g}; {random}."
     return f"A step of length {view.change:.2g} along the gradient of the loss turns {name} into {_quoted(labels, view.becomes)}; {random}."

@@ -9,7 +9,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 import torch
@@ -31,6 +31,14 @@ SECTION_NORMS = ("Linf", "L2", "L1")
 ATTACK_STEPS = 40  # of projected gradient descent, to find the adversarial direction
 ATTACK_FACTORS = (1, 2, 4, 8)  # times eps, until one is large enough
 _SALT = 0x504C  # keeps these random directions apart from the attacks' own random numbers
+
+
+class Threat(NamedTuple):
+    """Perturbations of size ``eps`` in ``norm`` (Linf, L2 or L1), and the ``seed`` of what is random about them."""
+
+    norm: str
+    eps: float
+    seed: int = 0
 
 
 @dataclass(frozen=True)
@@ -84,8 +92,8 @@ def spanned(origin: Tensor, first: Tensor, second: Tensor) -> Plane:
         InputError: directions that are zero or parallel, or of other shapes.
     """
     if not origin.shape == first.shape == second.shape:
-        raise InputError(f"origin {tuple(origin.shape)} and directions {tuple(first.shape)}, {tuple(second.shape)} differ: "
-                         "give three of one shape")  # fmt: skip
+        shapes = f"origin {tuple(origin.shape)} and directions {tuple(first.shape)}, {tuple(second.shape)}"
+        raise InputError(f"{shapes} differ: give three of one shape")
     origin, first, second = (t.detach().cpu().double() for t in (origin, first, second))
     first = _unit(first, "the first direction is zero")
     rest = second
@@ -111,8 +119,8 @@ def through(images: Tensor) -> Plane:
     try:
         return spanned(a, b - a, c - a)
     except InputError:
-        raise InputError("the three images lie on one line (two may be the same), so no single plane holds them: "
-                         "give others") from None  # fmt: skip
+        problem = "the three images lie on one line (two may be the same), so no single plane holds them"
+        raise InputError(f"{problem}: give others") from None
 
 
 def random_direction(like: Tensor, norm: str = "L2", seed: int = 0, index: int = 0) -> Tensor:
@@ -122,18 +130,16 @@ def random_direction(like: Tensor, norm: str = "L2", seed: int = 0, index: int =
     return _unit(noise, "the random direction is zero")
 
 
-def adversarial_direction(
-    classifier: Classifier, x: Tensor, y: int, *, norm: str, eps: float, seed: int = 0, index: int = 0
-) -> Tensor:
+def adversarial_direction(classifier: Classifier, x: Tensor, y: int, threat: Threat, index: int = 0) -> Tensor:
     """From an image to a point where an attack changes its class, as a direction of L2 length 1.
 
-    The point is looked for in the ball of radius ``eps``, then in ones of twice, four and eight times that; where none
+    The point is looked for in the threat's ball, then in ones of twice, four and eight times that; where none
     has another class, it is the one of highest loss in the largest.
 
     Args:
         x: (C, H, W) in [0, 1].
         y: its true label.
-        norm, eps: of the ball; Linf, L2 or L1.
+
         index: the image's number in its data, which the random numbers belong to.
 
     Returns:
@@ -141,30 +147,22 @@ def adversarial_direction(
     """
     found, label = x, torch.tensor([y])
     for factor in ATTACK_FACTORS:
-        found = attacked(classifier, x[None], label, norm=norm, eps=factor * eps, seed=seed, ids=[index])[0]
+        found = attacked(classifier, x[None], label, threat._replace(eps=factor * threat.eps), [index])[0]
         if int(classifier.predict(found[None])[0]) != y:
             break
-    return _or_random((found - x).cpu().double(), norm, seed, index + 1)
+    return _or_random((found - x).cpu().double(), threat.norm, threat.seed, index + 1)
 
 
 def attacked(
-    classifier: Classifier,
-    x: Tensor,
-    y: Tensor,
-    *,
-    norm: str,
-    eps: float,
-    seed: int = 0,
-    ids: Sequence[int] | None = None,
-    steps: int = ATTACK_STEPS,
+    classifier: Classifier, x: Tensor, y: Tensor, threat: Threat, ids: Sequence[int], steps: int = ATTACK_STEPS
 ) -> Tensor:
     """Images (B, C, H, W) after projected gradient descent, or Square where the model gives no gradient (a smoothed one)."""
     try:
-        return pgd(classifier, x, y, norm=norm, eps=eps, steps=steps, start="clean", loss="margin", seed=seed, ids=ids)
+        return pgd(classifier, x, y, **threat._asdict(), ids=ids, steps=steps, start="clean", loss="margin")
     except BudgetExceeded:
         raise
     except InputError:  # what else may be wrong with the input, the other attack complains about as well
-        return square(classifier, x, y, norm=norm, eps=eps, queries=10 * steps, seed=seed, ids=ids)
+        return square(classifier, x, y, **threat._asdict(), ids=ids, queries=10 * steps)
 
 
 def gradient_direction(classifier: Classifier, x: Tensor, y: int, *, seed: int = 0) -> tuple[Tensor, float]:
@@ -173,18 +171,16 @@ def gradient_direction(classifier: Classifier, x: Tensor, y: int, *, seed: int =
     return _or_random(slope, "L2", seed, 1), float(slope.norm())
 
 
-def adversarial_plane(
-    classifier: Classifier, x: Tensor, y: int, *, norm: str, eps: float, seed: int = 0, index: int = 0
-) -> Plane:
+def adversarial_plane(classifier: Classifier, x: Tensor, y: int, threat: Threat, index: int = 0) -> Plane:
     """At ``x``, along the adversarial direction (horizontal) and a random one orthogonal to it (vertical).
 
     The church-window plane of Warde-Farley & Goodfellow 2016 ("Adversarial perturbations of deep neural networks").
     """
-    check_norm(norm, SECTION_NORMS, "an adversarial direction")
-    if not eps > 0:
-        raise InputError(f"eps is {eps:g}: give a size over 0, in units of pixels from 0 to 1")
-    way = adversarial_direction(classifier, x, y, norm=norm, eps=eps, seed=seed, index=index)
-    return spanned(x, way, random_direction(x, norm, seed, index))
+    check_norm(threat.norm, SECTION_NORMS, "an adversarial direction")
+    if not threat.eps > 0:
+        raise InputError(f"eps is {threat.eps:g}: give a size over 0, in units of pixels from 0 to 1")
+    way = adversarial_direction(classifier, x, y, threat, index)
+    return spanned(x, way, random_direction(x, threat.norm, threat.seed, index))
 
 
 def _or_random(way: Tensor, norm: str, seed: int, index: int) -> Tensor:

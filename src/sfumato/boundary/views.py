@@ -13,7 +13,7 @@ from torch import Tensor
 
 from sfumato.attacks.losses import margin
 from sfumato.boundary.fields import Field, Path, along, answers_of, crossing, field, path
-from sfumato.boundary.planes import Plane, attacked, gradient_direction, random_direction, through
+from sfumato.boundary.planes import Plane, Threat, attacked, gradient_direction, random_direction, through
 from sfumato.core.errors import InputError
 
 if TYPE_CHECKING:
@@ -75,9 +75,8 @@ class Windows:
 
     def leaves(self, upward: bool = False) -> np.ndarray:
         """How far, in eps, to the first cell to the right (or ``upward``) with another class; (n,), infinite for none."""
-        return np.array(
-            [_leaves(each, int(label), upward) for each, label in zip(self.fields, self.labels, strict=True)]
-        )
+        each = zip(self.fields, self.labels.tolist(), strict=True)
+        return np.array([_leaves(field, label, upward) for field, label in each])
 
 
 @dataclass(frozen=True)
@@ -118,19 +117,18 @@ def three_images(classifier: Classifier, images: Tensor, resolution: int, plane:
     low, high = places.min(0), places.max(0)
     half = (high - low).max() * (0.5 + BORDER)
     middle = (low + high) / 2
-    shown = field(
-        classifier, plane, (middle[0] - half, middle[0] + half), (middle[1] - half, middle[1] + half), resolution
-    )
-    return ThreeImages(shown, places, images)
+    across, up = ((float(at - half), float(at + half)) for at in middle)
+    return ThreeImages(field(classifier, plane, across, up, resolution), places, images)
 
 
-def around(classifier: Classifier, x: Tensor, plane: Plane, *, norm: str, eps: float) -> Directions:
+def around(classifier: Classifier, x: Tensor, plane: Plane, threat: Threat) -> Directions:
     """The image (C, H, W) at the origin of its plane: how far the class holds along both directions. No field yet."""
-    units = plane.units(norm, eps)
+    norm, eps, _ = threat
+    first, second = units = plane.units(norm, eps)
     farthest = min(FARTHEST, 1 / eps) if norm == "Linf" else FARTHEST
-    changes = [crossing(classifier, x, way, farthest * unit) / unit
-               for way, unit in zip((plane.first, plane.second), units, strict=True)]  # fmt: skip
-    step = _PAST * changes[0] if math.isfinite(changes[0]) else 1.0
+    change = crossing(classifier, x, plane.first, farthest * first) / first
+    other = crossing(classifier, x, plane.second, farthest * second) / second
+    step = _PAST * change if math.isfinite(change) else 1.0
     places = np.array([[0.0, 0.0], [step, 0.0], [0.0, step]])
     images = plane.images(places * units)
     predicted, after = (int(c) for c in answers_of(classifier, images)[0][:2])
@@ -140,7 +138,7 @@ def around(classifier: Classifier, x: Tensor, plane: Plane, *, norm: str, eps: f
         rim=plane.section(norm, eps) / units,
         predicted=predicted,
         becomes=after if after != predicted else None,
-        changes=(changes[0], changes[1]),
+        changes=(change, other),
         farthest=farthest,
         images=images,
         places=places,
@@ -153,42 +151,20 @@ def reach_of(views: Sequence[Directions]) -> float:
     return float(min(max(LEAST_REACH, math.ceil(1.7 * far)), MOST_REACH))
 
 
-def directions(
-    classifier: Classifier,
-    view: Directions,
-    plane: Plane,
-    *,
-    norm: str,
-    eps: float,
-    reach: float,
-    resolution: int,
-    borrowed: bool = False,
-) -> Directions:
-    """``view`` with its field, ``reach`` eps either way."""
-    return replace(view, borrowed=borrowed, field=_in_eps(classifier, plane, norm, eps, reach, resolution))
-
-
 def windows(
-    classifier: Classifier,
-    planes: Sequence[Plane],
-    y: Tensor,
-    *,
-    norm: str,
-    eps: float,
-    reach: float,
-    resolution: int,
+    classifier: Classifier, planes: Sequence[Plane], y: Tensor, threat: Threat, reach: float, resolution: int
 ) -> Windows:
     """Church windows of images with labels (B,) at the origins of their planes (Warde-Farley & Goodfellow 2016)."""
-    fields = [_in_eps(classifier, plane, norm, eps, reach, resolution) for plane in planes]
-    rims = [plane.section(norm, eps) / plane.units(norm, eps) for plane in planes]
+    fields = [field_in_eps(classifier, plane, threat, reach, resolution) for plane in planes]
+    rims = [plane.section(threat.norm, threat.eps) / plane.units(threat.norm, threat.eps) for plane in planes]
     return Windows(fields, rims, y.cpu().numpy(), reach)
 
 
-def window_reach(classifier: Classifier, planes: Sequence[Plane], *, norm: str, eps: float) -> float:
+def window_reach(classifier: Classifier, planes: Sequence[Plane], threat: Threat) -> float:
     """How far, in eps, windows have to reach so that about half of them show another class; within limits."""
     far = []
     for plane in planes:
-        unit, _ = plane.units(norm, eps)
+        unit, _ = plane.units(threat.norm, threat.eps)
         far.append(min(crossing(classifier, plane.origin, plane.first, MOST_REACH * unit, 49) / unit, MOST_REACH))
     return float(min(max(LEAST_WINDOW, math.ceil(1.3 * float(np.median(far)))), MOST_REACH))
 
@@ -223,9 +199,7 @@ def ascent(
     )
 
 
-def chosen(
-    classifiers: Sequence[Classifier], x: Tensor, y: Tensor, ids: Sequence[int], *, norm: str, eps: float, seed: int = 0
-) -> list[int]:
+def chosen(classifiers: Sequence[Classifier], x: Tensor, y: Tensor, ids: Sequence[int], threat: Threat) -> list[int]:
     """Rows of three images that all classifiers get right, of three classes where there are as many.
 
     The first is, of up to 64 images, the typical one among those where an attack on the first classifier succeeds within
@@ -237,21 +211,18 @@ def chosen(
     """
     right = right_rows(classifiers, x, y)
     if len(right) < 3:
-        raise InputError(f"only {len(right)} of {len(x)} images are classified right, and the figure needs three: "
-                         "check that the labels are the classifier's, or name images by --index")  # fmt: skip
+        problem = f"only {len(right)} of {len(x)} images are classified right, and the figure needs three"
+        raise InputError(f"{problem}: check that the labels are the classifier's, or name images by --index")
     some = torch.tensor(right[:CANDIDATES])
     numbers = [ids[row] for row in some.tolist()]
-    worst = attacked(classifiers[0], x[some], y[some], norm=norm, eps=eps, steps=10, seed=seed, ids=numbers)
+    worst = attacked(classifiers[0], x[some], y[some], threat, numbers, steps=10)
     sure = -torch.stack([margin(classifier.logits(x[some]), y[some]) for classifier in classifiers]).amax(0)
     margins = margin(classifiers[0].logits(worst), y[some])
     crossed = margins > 0
-    typical = (
-        (sure - sure[crossed].median()).abs().where(crossed, torch.inf).argmin()
-        if bool(crossed.any())
-        else margins.argmax()
-    )
-    first = int(some[typical])
-    rows = [first]
+    typical = margins.argmax()
+    if bool(crossed.any()):
+        typical = (sure - sure[crossed].median()).abs().where(crossed, torch.inf).argmin()
+    rows = [int(some[typical])]
     for fresh in (True, False):  # other classes, then whatever there is
         for row in right:
             if len(rows) < 3 and row not in rows and not (fresh and y[row] in y[rows]):
@@ -265,17 +236,17 @@ def right_rows(classifiers: Sequence[Classifier], x: Tensor, y: Tensor) -> list[
     return right.nonzero().flatten().tolist()
 
 
-def _in_eps(classifier: Classifier, plane: Plane, norm: str, eps: float, reach: float, resolution: int) -> Field:
+def field_in_eps(classifier: Classifier, plane: Plane, threat: Threat, reach: float, resolution: int) -> Field:
     """A field ``reach`` eps either way, with its coordinates in eps."""
-    first, second = plane.units(norm, eps)
+    first, second = plane.units(threat.norm, threat.eps)
     found = field(classifier, plane, (-reach * first, reach * first), (-reach * second, reach * second), resolution)
     return replace(found, across=found.across / first, up=found.up / second)
 
 
 def _leaves(each: Field, label: int, upward: bool) -> float:
     middle_row, middle_column = len(each.up) // 2, len(each.across) // 2
-    steps, predicted = (
-        (each.up, each.predicted[:, middle_column]) if upward else (each.across, each.predicted[middle_row])
-    )
+    steps, predicted = each.across, each.predicted[middle_row]
+    if upward:
+        steps, predicted = each.up, each.predicted[:, middle_column]
     left = steps[(steps > -1e-9) & (predicted != label)]
     return float(left[0]) if len(left) else math.inf
