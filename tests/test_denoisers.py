@@ -17,10 +17,8 @@ from sfumato.denoisers.unet import _places
 from sfumato.ladder import Ladder, coarse
 from sfumato.training.loss import measure
 
-SMALL: dict[str, dict[str, Any]] = {
-    "unet": {"channels": (16, 16), "blocks": (1, 1), "width": 32},
-    "dit": {"channels": 64, "depth": 1},
-}
+SMALL_UNET = {"channels": (16, 16), "blocks": (1, 1), "width": 32}
+SMALL: dict[str, dict[str, Any]] = {"unet": SMALL_UNET, "dit": {"channels": 64, "depth": 1}}
 ON_NETWORKS = pytest.mark.parametrize("network", list(NETWORKS))
 
 
@@ -202,7 +200,7 @@ def test_impossible_networks(changes: dict[str, Any], words: str):
 def test_any_width_works(channels: tuple[int, int]):
     """Neither heads of attention nor groups of channels may ask for widths of a kind."""
     ladder = Ladder((8, 8), 1, 2)
-    denoiser = Denoiser(ladder, Kinds(), "unet", {"channels": channels, "blocks": (1, 1), "width": 32})
+    denoiser = Denoiser(ladder, Kinds(), "unet", {**SMALL_UNET, "channels": channels})
     for stage in range(2):
         z, sigma, _ = inputs(ladder, stage)
         assert denoiser(z, sigma, stage).shape == z.shape

@@ -303,7 +303,7 @@ def test_evaluate_maps_classes_by_name(cache: None, digits: Any) -> None:
     assert unlabelled["conditional"] is None and unlabelled["labels"] is None
 
 
-def test_evaluate_refuses(cache: None, digits: Any) -> None:
+def test_evaluate_refuses(cache: None, digits: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     train, test = digits
     bare = ImageSet(train.images, None, (), "bare", "train")
     large = ImageSet(np.zeros((20, 16, 16, 1), np.uint8), None, (), "large", "test")
@@ -319,13 +319,9 @@ def test_evaluate_refuses(cache: None, digits: Any) -> None:
         with pytest.raises(InputError, match=says):
             call()
     assert real.calls == []  # refused before any image was drawn
-
-    class Small(Fake):
-        def sample(self, n: int = 16, label: Any = None, **how: Any) -> torch.Tensor:
-            return torch.zeros(n, 1, 4, 4)
-
+    monkeypatch.setattr(Fake, "sample", lambda self, n, **how: torch.zeros(n, 1, 4, 4))
     with pytest.raises(InputError, match="model's size"):
-        evaluate(Small(train), test, train, n=20)
+        evaluate(real, test, train, n=20)
 
 
 def test_unlabelled_data_takes_effnet(monkeypatch: pytest.MonkeyPatch, digits: Any) -> None:

@@ -349,7 +349,7 @@ def test_demo(sfumato: Command, inside: Path, quick: None, monkeypatch: pytest.M
     monkeypatch.setattr(lecture, "PARTS", lecture.PARTS[:1])
     again = sfumato("demo", "--minutes", "0.03")
     assert again.status == 0 and (inside / result["page"]).exists() and result["page"] in again.out
-    assert again.err.count("going on after step") == 2
+    assert again.err.count("resumed after step") == 2
     found = classifiers.load_classifier(inside / result["classifier"])
     x = data.load("digits", split="test").pixels(slice(4))
     assert verified(found, x, x, found.predict(x)).success.sum() == 0

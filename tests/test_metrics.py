@@ -103,10 +103,8 @@ def test_mmd_against_double_loop() -> None:
 
 def test_kernel_distance_against_sklearn() -> None:
     x, y = sets(300, 300, 6)
-    k = {
-        name: polynomial_kernel(u, v, degree=3, gamma=1 / 6, coef0=1)
-        for name, u, v in (("xx", x, x), ("yy", y, y), ("xy", x, y))
-    }
+    pairs = {"xx": (x, x), "yy": (y, y), "xy": (x, y)}
+    k = {name: polynomial_kernel(*pair, degree=3, gamma=1 / 6, coef0=1) for name, pair in pairs.items()}
     for within in (k["xx"], k["yy"]):
         np.fill_diagonal(within, 0)
     full = k["xx"].sum() / (300 * 299) + k["yy"].sum() / (300 * 299) - 2 * k["xy"].mean()

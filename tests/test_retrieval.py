@@ -171,14 +171,12 @@ class Painter:
         assert label is None and len(prompt) == n
         self.asked += prompt
         noise = torch.rand(n, 3, 16, 16, generator=torch.Generator().manual_seed(seed)) - 0.5
-        names = list(COLOURS)
+        colours = list(COLOURS.values())
         drawn = []
         for text in prompt:
-            colour = next(name for name in names if name in text)
-            if self.turned:
-                colour = names[names.index(colour) - 1]
+            number = next(i for i, name in enumerate(COLOURS) if name in text) - self.turned
             shade = next(factor for shade, factor in SHADES.items() if shade in text)
-            drawn.append(torch.tensor(COLOURS[colour])[:, None, None] / 255 * shade)
+            drawn.append(torch.tensor(colours[number])[:, None, None] / 255 * shade)
         return (torch.stack(drawn) + 0.1 * noise).clamp(0, 1)
 
 

@@ -33,10 +33,9 @@ def to_bytes(images: Tensor | np.ndarray) -> np.ndarray:
     elif isinstance(images, np.ndarray) and images.dtype == np.uint8 and images.ndim == 4:
         array = images
     else:
-        raise InputError(
-            "images must be a (N, C, H, W) float tensor in [0, 1] or a (N, H, W, C) uint8 array, "
-            f"not {type(images).__name__} of {getattr(images, 'dtype', '?')} {tuple(getattr(images, 'shape', ()))}"
-        )
+        given = f"{type(images).__name__} of {getattr(images, 'dtype', '?')} {tuple(getattr(images, 'shape', ()))}"
+        wanted = "a (N, C, H, W) float tensor in [0, 1] or a (N, H, W, C) uint8 array"
+        raise InputError(f"images must be {wanted}, not {given}")
     if array.shape[-1] not in (1, 3, 4) or 0 in array.shape:
         raise InputError(f"images need 1, 3 or 4 channels and at least one pixel, not (N, H, W, C) = {array.shape}")
     return array
@@ -79,8 +78,7 @@ def save(image: Image.Image, path: str | Path) -> None:
     """Write ``image`` as PNG, JPEG or WebP by the suffix of ``path``, whole or not at all.
 
     JPEG and WebP are written at quality 95; transparency becomes white in a JPEG. Raises InputError for another suffix,
-    a missing folder, a path that is a folder, missing permission, a full disk, or a
-    picture too large for the format.
+    a missing folder, a path that is a folder, missing permission, a full disk, or a picture too large for the format.
     """
     path = Path(path)
     kind = _FORMATS.get(path.suffix.lower())
@@ -88,17 +86,15 @@ def save(image: Image.Image, path: str | Path) -> None:
         known = ", ".join(_FORMATS)
         raise InputError(f"cannot write {str(path)!r}: its suffix {path.suffix!r} is no picture's; use one of {known}")
     if kind == "JPEG" and image.mode not in ("L", "RGB", "CMYK"):
-        rgba = np.asarray(image.convert("RGBA"))
-        image = Image.fromarray(on_white(rgba))
+        image = Image.fromarray(on_white(np.asarray(image.convert("RGBA"))))
     encoded = io.BytesIO()  # Pillow's own writing to a full disk fails without saying why
     if kind is not None:
         try:
             image.save(encoded, format=kind, quality=95)
         except (OSError, ValueError) as error:
-            raise InputError(
-                f"cannot write {str(path)!r}: {kind} cannot hold this picture of {image.width}x{image.height} ({error}); "
-                "save it as .png, or with fewer images"
-            ) from error
+            problem = f"{kind} cannot hold this picture of {image.width}x{image.height} ({error})"
+            cure = "save it as .png, or with fewer images"
+            raise InputError(f"cannot write {str(path)!r}: {problem}; {cure}") from error
     atomic_write(path, encoded.getvalue())
 
 

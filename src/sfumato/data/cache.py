@@ -83,8 +83,7 @@ def cached_set(data: Callable[[], ImageSet], slot: list[Any], identity: Any) -> 
     """The set that ``data`` makes, its pixels from the cache where they are there already, with the same warnings."""
 
     def build(append: Append) -> dict[str, Any]:
-        with warnings.catch_warnings(record=True) as caught:
-            warnings.simplefilter("always", UserWarning)
+        with warnings.catch_warnings(record=True, action="always", category=UserWarning) as caught:
             made = data()
         for start in range(0, len(made), _CHUNK):
             append(made.images[start : start + _CHUNK])

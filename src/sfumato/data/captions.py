@@ -165,10 +165,8 @@ def _refuse_near_misses(
             remarks.append(f"{name!r} is not used (captions are read from {NAMES[0]!r}, {NAMES[1]!r} or side-car .txt)")
             continue
         way = f", with one {_SHAPE} a line" if right == NAMES[0] else ""
-        raise InputError(
-            f"data {str(root)!r}: captions are not read from a file named {name!r}; "
-            f"name it {right!r}{way}, or take it out of the folder"
-        )
+        cure = f"name it {right!r}{way}, or take it out of the folder"
+        raise InputError(f"data {str(root)!r}: captions are not read from a file named {name!r}; {cure}")
 
 
 def _near_miss(name: str) -> str | None:
@@ -211,11 +209,9 @@ def _from_metadata(root: Path, metadata: list[Path], images: list[Path], remarks
             found.setdefault(image, _Found(row=row)).texts.extend(texts)
     which = some([repr(relative(file, root)) for file in metadata])
     if missing and not found:
-        there = f"an image that is there is {relative(images[0], root)!r}"
-        raise InputError(
-            f"data {str(root)!r}: none of the {len(missing)} images that {which} names is there: "
-            f"{some(missing)}; {there}; give file names relative to the metadata file"
-        )
+        problem = f"none of the {len(missing)} images that {which} names is there: {some(missing)}"
+        cure = f"an image that is there is {relative(images[0], root)!r}; give file names relative to the metadata file"
+        raise InputError(f"data {str(root)!r}: {problem}; {cure}")
     if missing:
         remarks.append(f"{len(missing)} images that {which} names are missing: {some(missing)}")
     if repeated:
@@ -276,10 +272,8 @@ def _csv_lines(where: str, content: str) -> Iterator[tuple[int, dict[str, Any]]]
             if not any(cell.strip() for cell in cells):
                 continue
             if len(cells) != len(columns):
-                raise InputError(
-                    f"{where}, line {reader.line_num} has {len(cells)} columns, the first line {len(columns)}: "
-                    'put texts that hold a comma into quotes ("a, b")'
-                )
+                problem = f"line {reader.line_num} has {len(cells)} columns, the first line {len(columns)}"
+                raise InputError(f'{where}, {problem}: put texts that hold a comma into quotes ("a, b")')
             yield reader.line_num, dict(zip(columns, cells, strict=True))
     except csv.Error as error:
         raise InputError(f"{where} cannot be read as CSV ({error}): save it as comma-separated values") from error

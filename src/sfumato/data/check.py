@@ -113,8 +113,7 @@ def check(
     if decoded is not None:
         return _of_files(decoded)
     # At native size: what is in the data is asked, not what a resizing makes of it.
-    with warnings.catch_warnings(record=True) as caught:
-        warnings.simplefilter("always", UserWarning)
+    with warnings.catch_warnings(record=True, action="always", category=UserWarning) as caught:
         sets = [source] if isinstance(source, ImageSet) else [load(source, split=split) for split in SPLITS]
     remarks = dict.fromkeys(str(warning.message) for warning in caught if warning.category is UserWarning)
     return _of_arrays(sets, wanted, list(remarks))

@@ -121,11 +121,9 @@ def decode_cached(listing: Listing, size: Size | None, fit: str, progress: Notif
     def build(append: Append) -> dict[str, Any]:
         notes = decode_all(entries, size, fit, append, progress)
         if not notes.get("labels"):
-            name, reason = notes["unreadable"][0]
-            raise InputError(
-                f"data {listing.source!r}: none of its {len(entries)} images can be read (the first, {name}: {reason}); "
-                "give images that open"
-            )
+            first = ": ".join(notes["unreadable"][0])
+            problem = f"none of its {len(entries)} images can be read (the first, {first})"
+            raise InputError(f"data {listing.source!r}: {problem}; give images that open")
         return notes
 
     images, notes = cached([*listing.slot, size, fit], listing.identity, build)
@@ -155,7 +153,8 @@ def decode_all(
     """
     unreadable: list[tuple[str, str]] = []
     headers: list[tuple[Entry, tuple[int, int], str]] = []
-    with _quiet(), ThreadPoolExecutor(min(4, os.cpu_count() or 1)) as pool:
+    # Pillow warns on large images and odd metadata: what matters of that is in the list of the unreadable.
+    with warnings.catch_warnings(action="ignore"), ThreadPoolExecutor(min(4, os.cpu_count() or 1)) as pool:
         for entry, header in zip(entries, pool.map(_or_reason(_header), entries), strict=True):
             if isinstance(header, str):
                 unreadable.append((entry.name, header))
@@ -195,19 +194,9 @@ def decode_all(
                 progress(start + len(chunk), len(headers))
     count = len(labels)
     shared = not fixed and (count < SPLIT_FROM or train in (0, count))
-    return {
-        "size": target,
-        "suggested": suggested,
-        "train": train,
-        "shared": shared,
-        "grey": grey,
-        "names": names,
-        "labels": labels,
-        "sizes": sizes,
-        "modes": dict(modes),
-        "unreadable": sorted(unreadable),
-        "duplicates": count - len(seen),
-    }
+    notes = {"size": target, "suggested": suggested, "train": train, "shared": shared, "grey": grey}
+    notes |= {"names": names, "labels": labels, "sizes": sizes, "modes": dict(modes)}
+    return {**notes, "unreadable": sorted(unreadable), "duplicates": count - len(seen)}
 
 
 def hash_split(name: str, captioned: bool = False) -> str:
@@ -346,14 +335,6 @@ def _with_channels(array: np.ndarray, channels: int) -> np.ndarray:
     if channels == 3:
         return array.repeat(3, axis=-1)
     return np.asarray(Image.fromarray(array).convert("L"))[..., None]
-
-
-@contextmanager
-def _quiet() -> Iterator[None]:
-    """Pillow warns on large images and odd metadata: what matters of that is in the list of the unreadable."""
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        yield
 
 
 def _split(entry: Entry) -> str:

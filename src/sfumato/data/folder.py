@@ -72,10 +72,8 @@ def scan_folder(path: Path) -> Scan:
         else:
             _scan_captioned(scan, path, folder, split, captions)
     if not scan.entries:
-        raise InputError(
-            f"data folder {str(path)!r} holds no image: put image files (png, jpg, webp, ...) into it, "
-            "or into one sub-folder a class"
-        )
+        cure = "put image files (png, jpg, webp, ...) into it, or into one sub-folder a class"
+        raise InputError(f"data folder {str(path)!r} holds no image: {cure}")
     return scan
 
 

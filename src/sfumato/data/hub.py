@@ -47,8 +47,11 @@ def decode_hub(source: str, size: Size | None, fit: str, progress: Notify | None
 
 
 def _entries(table: Any, image_column: str, label_column: str | None, split: str | None) -> list[Entry]:
+    import datasets  # pyright: ignore[reportMissingImports]
+
     labels = [None] * len(table) if label_column is None else list(table[label_column])
-    raw = table.select_columns([image_column]).cast_column(image_column, _undecoded())
+    undecoded = datasets.Image(decode=False)  # bytes: our own decoding is the one that survives damaged images
+    raw = table.select_columns([image_column]).cast_column(image_column, undecoded)
 
     def fetch(i: int) -> Callable[[], bytes]:
         return lambda: _bytes(raw[i][image_column])
@@ -98,12 +101,6 @@ def _texts(tables: Sequence[Any]) -> list[list[str]] | None:
             if all(isinstance(text, str) for row in texts for text in row):
                 return texts
     return None
-
-
-def _undecoded() -> Any:
-    import datasets  # pyright: ignore[reportMissingImports]
-
-    return datasets.Image(decode=False)  # bytes: our own decoding is the one that survives damaged images
 
 
 def _bytes(cell: Mapping[str, Any]) -> bytes:

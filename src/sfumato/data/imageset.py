@@ -44,26 +44,19 @@ class ImageSet:
         if self.labels is None:
             return
         if self.labels.shape != (len(self.images),) or self.labels.dtype != np.int64:
-            raise InputError(
-                f"data {self.name!r}: labels must be ({len(self.images)},) int64, "
-                f"not {self.labels.shape} {self.labels.dtype}"
-            )
-        if self.labels.min() < 0 or self.labels.max() >= len(self.classes):
-            raise InputError(
-                f"data {self.name!r}: labels run from {self.labels.min()} to {self.labels.max()}, "
-                f"but there are {len(self.classes)} class names"
-            )
+            given = f"{self.labels.shape} {self.labels.dtype}"
+            raise InputError(f"data {self.name!r}: labels must be ({len(self.images)},) int64, not {given}")
+        low, high, known = self.labels.min(), self.labels.max(), len(self.classes)
+        if low < 0 or high >= known:
+            raise InputError(f"data {self.name!r}: labels run from {low} to {high}, but there are {known} class names")
 
     def _check_captions(self, captions: tuple[tuple[str, ...], ...]) -> None:
         if len(captions) != len(self.images):
             raise InputError(f"data {self.name!r}: {len(captions)} captions for {len(self.images)} images: one each")
         for i, texts in enumerate(captions):
-            sound = isinstance(texts, tuple) and texts and all(isinstance(t, str) and t.strip() for t in texts)
-            if not sound:
-                raise InputError(
-                    f"data {self.name!r}: the captions of image {i} must be a tuple of one non-empty text or more, "
-                    f"not {texts!r:.80}"
-                )
+            if not (isinstance(texts, tuple) and texts and all(isinstance(t, str) and t.strip() for t in texts)):
+                wanted = f"the captions of image {i} must be a tuple of one non-empty text or more"
+                raise InputError(f"data {self.name!r}: {wanted}, not {texts!r:.80}")
 
     def __len__(self) -> int:
         return len(self.images)

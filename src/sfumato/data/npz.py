@@ -40,10 +40,8 @@ def _read(path: Path, split: str) -> ImageSet:
             if x_key not in keys:
                 x_key, y_key, text_key = "images", "labels", "captions"
             if x_key not in keys:
-                raise InputError(
-                    f"{str(path)!r} holds {', '.join(sorted(keys)) or 'nothing'}: it needs 'images' (and 'labels'), "
-                    "or 'x_train', 'y_train', 'x_test', 'y_test'"
-                )
+                needs = "it needs 'images' (and 'labels'), or 'x_train', 'y_train', 'x_test', 'y_test'"
+                raise InputError(f"{str(path)!r} holds {', '.join(sorted(keys)) or 'nothing'}: {needs}")
             x = file[x_key]
             y = file[y_key] if y_key in keys else None
             names = file["classes"] if "classes" in keys else None
@@ -96,10 +94,8 @@ def _images(path: Path, key: str, x: np.ndarray) -> np.ndarray:
 def _captions(path: Path, key: str, texts: np.ndarray, count: int) -> dict[int, tuple[str, ...]]:
     """The texts of each image that has some, by its number; a warning names those left out."""
     if texts.ndim not in (1, 2) or len(texts) != count or texts.dtype.kind not in "US":
-        raise InputError(
-            f"{str(path)!r}: {key!r} must be {count} texts, one an image, not {texts.dtype} {texts.shape}; "
-            "save them as an array of strings"
-        )
+        problem = f"{key!r} must be {count} texts, one an image, not {texts.dtype} {texts.shape}"
+        raise InputError(f"{str(path)!r}: {problem}; save them as an array of strings")
     rows = texts.reshape(count, -1).tolist()
     read = [[t.decode("utf-8", "replace") if isinstance(t, bytes) else t for t in row] for row in rows]
     captions, without = captioned({str(i): row for i, row in enumerate(read)}, str(path))
@@ -123,10 +119,8 @@ def _classes(path: Path, names: np.ndarray | None, labels: np.ndarray) -> tuple[
     if names is None:
         return tuple(str(i) for i in range(count))
     if names.ndim != 1 or names.dtype.kind not in "US" or len(names) < count:
-        raise InputError(
-            f"{str(path)!r}: 'classes' must be {count} names or more, for the labels reach {count - 1}, "
-            f"not {names.dtype} {names.shape}"
-        )
+        wanted = f"{count} names or more, for the labels reach {count - 1}"
+        raise InputError(f"{str(path)!r}: 'classes' must be {wanted}, not {names.dtype} {names.shape}")
     classes = tuple(n.decode("utf-8", "replace") if isinstance(n, bytes) else str(n) for n in names.tolist())
     if len(set(classes)) < len(classes):
         raise InputError(f"{str(path)!r}: 'classes' names a class twice; give each its own name")

@@ -30,8 +30,7 @@ def preview(
 
     Of a captioned set 36, each with its caption below.
     """
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # the report says it better
+    with warnings.catch_warnings(action="ignore"):  # the report says it better
         data = load(source, size=size, fit=fit, progress=progress)
     if data.captions is not None:
         return captioned_grid(np.asarray(data.images[:_CAPTIONED]), [texts[0] for texts in data.captions[:_CAPTIONED]])

@@ -68,10 +68,7 @@ class PixelTransformer(nn.Module):
     A coarse stage costs less because it has fewer patches.
 
     Args:
-        ladder: sizes and channels.
-        kinds: the parts of c. A text's tokens are attended to after each block; an image to be enlarged comes in beside z,
-            as further channels.
-        serves: the stages that this network is for.
+        ladder, kinds, serves: as for the U-Net; a text's tokens are attended to after each block.
         channels: of a token; a multiple of 64.
         depth: number of blocks.
         patch: pixels a side of a token, halved for stages that it does not divide.

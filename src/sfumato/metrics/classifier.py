@@ -42,15 +42,20 @@ class SmallClassifier(nn.Module):
 
     def features(self, x: Tensor) -> Tensor:
         """(B, C, H, W) pixels in [0, 1], any size, as (B, 128), each 0 or more."""
-        height, width = x.shape[2:]
-        if max(height, width) > _SIDE:
-            scale = _SIDE / max(height, width)
-            x = F.interpolate(x, size=(max(1, round(height * scale)), max(1, round(width * scale))), mode="area")
-        return self.body((4 * x - 2).contiguous(memory_format=torch.channels_last))
+        return self.body((4 * averaged_down(x, _SIDE) - 2).contiguous(memory_format=torch.channels_last))
 
     def forward(self, x: Tensor) -> Tensor:
         """(B, C, H, W) pixels in [0, 1] as (B, classes) logits."""
         return self.head(self.features(x))
+
+
+def averaged_down(x: Tensor, side: int) -> Tensor:
+    """(B, C, H, W) with ``side`` pixels on the longer side, by means over areas; smaller images as they are."""
+    height, width = x.shape[2:]
+    scale = side / max(height, width)
+    if scale >= 1:
+        return x
+    return F.interpolate(x, size=(max(1, round(height * scale)), max(1, round(width * scale))), mode="area")
 
 
 def _layer(linear: nn.Module, norm: nn.Module) -> tuple[nn.Module, nn.Module, nn.Module]:

@@ -215,17 +215,10 @@ def compare(features: Tensor, reference: Tensor, seed: int = 0) -> dict[str, Any
     if size > _COVERAGE_K:
         density, coverage = density_coverage(real, fake, _COVERAGE_K)
     kernel, spread = kernel_distance(features, reference, seed=seed)
-    return {
-        "n": len(features),
-        "frechet": frechet_distance(features, reference),
-        "kernel": kernel,
-        "kernel_std": spread,
-        "manifold_n": size,
-        "precision": precision,
-        "recall": recall,
-        "density": density,
-        "coverage": coverage,
-    }
+    distance = frechet_distance(features, reference)
+    distances = {"n": len(features), "frechet": distance, "kernel": kernel, "kernel_std": spread}
+    manifolds = {"precision": precision, "recall": recall, "density": density, "coverage": coverage}
+    return {**distances, "manifold_n": size, **manifolds}
 
 
 def _both(space: FeatureSpace, drawn: Tensor, data: ImageSet, train: ImageSet, seed: int) -> dict[str, Any]:

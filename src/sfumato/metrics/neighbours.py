@@ -6,10 +6,10 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 from sfumato.core.errors import InputError
+from sfumato.metrics.classifier import averaged_down
 
 if TYPE_CHECKING:
     from sfumato.data import ImageSet
@@ -84,17 +84,13 @@ def memorisation(samples: ImageSet, test: ImageSet, train: ImageSet) -> dict[str
     held_out, _ = nearest(test, train, min(2, len(train)))
     threshold = float(np.quantile(held_out[:, 0], 0.01))
     closest = np.argsort(found[:, 0], kind="stable")[:_SHOWN]
-    return {
-        "samples": len(samples),
-        "test": len(test),
-        "near_copies": _copies(found),
-        "near_copies_test": _copies(held_out),
-        "closer": float((found[:, 0] < threshold).mean()),
-        "closer_test": float((held_out[:, 0] < threshold).mean()),
-        "distance": float(np.median(found[:, 0])),
-        "distance_test": float(np.median(held_out[:, 0])),
-        "closest": [{"sample": int(i), "train": int(numbers[i, 0]), "distance": float(found[i, 0])} for i in closest],
-    }
+    result: dict[str, Any] = {"samples": len(samples), "test": len(test)}
+    for end, distances in (("", found), ("_test", held_out)):
+        result[f"near_copies{end}"] = _copies(distances)
+        result[f"closer{end}"] = float((distances[:, 0] < threshold).mean())
+        result[f"distance{end}"] = float(np.median(distances[:, 0]))
+    pairs = [{"sample": int(i), "train": int(numbers[i, 0]), "distance": float(found[i, 0])} for i in closest]
+    return result | {"closest": pairs}
 
 
 def _copies(distances: np.ndarray) -> float:
@@ -106,11 +102,7 @@ def _copies(distances: np.ndarray) -> float:
 
 def _flat(images: ImageSet, rows: slice | np.ndarray) -> Tensor:
     pixels = images.pixels(rows) - 0.5  # (B, C, H, W), centred: smaller rounding errors
-    height, width = images.size
-    if max(height, width) > SIDE:
-        scale = SIDE / max(height, width)
-        pixels = F.interpolate(pixels, size=(max(1, round(height * scale)), max(1, round(width * scale))), mode="area")
-    return pixels.flatten(1)  # (B, D)
+    return averaged_down(pixels, SIDE).flatten(1)  # (B, D)
 
 
 def _spans(count: int, step: int) -> list[slice]:

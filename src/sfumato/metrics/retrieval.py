@@ -153,13 +153,8 @@ class Retrieval:
         return self(reference_features(self.judge.space, images), [captions[row][0] for row in rows])
 
     def describe(self) -> dict[str, Any]:
-        return {
-            "judge": self.judge.name,
-            "space": self.judge.space.name,
-            "hash": self.judge.digest,
-            "candidates": self.candidates,
-            "chance": 1 / self.candidates,
-        }
+        judge = {"judge": self.judge.name, "space": self.judge.space.name, "hash": self.judge.digest}
+        return {**judge, "candidates": self.candidates, "chance": 1 / self.candidates}
 
 
 def own_image(features: Tensor, asked: Sequence[str], reference: Tensor, train: ImageSet) -> float:
