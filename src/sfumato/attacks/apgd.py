@@ -7,22 +7,18 @@ more, so that every run goes over the samples that are not fooled yet.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import replace
-from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
 
 from sfumato.attacks.auto_pgd import auto_pgd
 from sfumato.attacks.context import AttackContext, Goal
-from sfumato.attacks.losses import LOSSES, likely_targets, targeted_dlr
+from sfumato.attacks.losses import LOSSES, likely_targets, targeted_dlr, toward
 from sfumato.attacks.norms import project_onto
-from sfumato.attacks.registry import ATTACKS
+from sfumato.attacks.registry import within_eps
 from sfumato.core.errors import InputError
-
-if TYPE_CHECKING:
-    from sfumato.classifiers import Classifier
 
 AimedLoss = Callable[[Tensor, Tensor, Tensor], Tensor]  # logits (B, K), source (B,), target class (B,) -> (B,)
 Plan = Callable[[Tensor], tuple[Tensor, list[tuple[Tensor, int]]]]
@@ -31,80 +27,45 @@ Plan = Callable[[Tensor], tuple[Tensor, list[tuple[Tensor, int]]]]
 L1_STAGES = ((3.0, 0.3), (2.0, 0.3), (1.0, 0.4))  # radius over eps, share of the steps
 
 
-@ATTACKS.add("apgd")
+@within_eps("apgd")
 def apgd(
-    classifier: Classifier,
-    x: Tensor,
-    y: Tensor,
+    context: AttackContext,
     *,
-    norm: str = "Linf",
-    eps: float | Tensor = 8 / 255,
-    targeted: bool = False,
-    seed: int = 0,
-    ids: Tensor | Sequence[int] | None = None,
     steps: int = 100,
     restarts: int = 1,
     loss: str = "ce",
-    batch_size: int | None = None,
 ) -> Tensor:
     """Auto-PGD on the cross-entropy, the margin or the difference of logits ratio (DLR).
 
-    Args:
-        classifier: to attack.
-        x: (B, ...) pixels in [0, 1].
-        y: (B,) true labels, or with ``targeted`` the labels wanted.
-        norm: Linf, L2 or L1 (which first searches balls of 3 and 2 eps, and works its way in).
-        eps: radius, a float or (B,).
-        targeted: lower the loss at ``y`` in place of raising it.
-        seed, ids: of the random starts; sample i's depend on seed and ids[i] (default i) alone.
+    For L1 it first searches balls of 3 and 2 eps, and works its way in.
+
+    Args: as every attack, see registry.py, and
         steps: gradients in each run, after the one at the start.
         restarts: runs, each on the samples that are not fooled yet.
         loss: "ce", "margin" or "dlr" (below 3 classes the margin).
-        batch_size: samples in a pass; the classifier's own by default.
 
     Returns:
         (B, ...) in the box and the ball; where nothing was found, the attempt of largest margin. Samples that are
         fooled from the start come back as they are.
     """
     _check(steps, restarts)
-    context = AttackContext.of(
-        classifier,
-        x,
-        y,
-        norm=norm,
-        eps=eps,
-        targeted=targeted,
-        seed=seed,
-        ids=ids,
-        batch_size=batch_size,
-        attack="apgd",
-    )
-    base, sign = LOSSES.find(loss), -1.0 if targeted else 1.0
+    raised = toward(LOSSES.find(loss), context.targeted)
     runs = [(context.y, 1000 + restart) for restart in range(restarts)]
-    return _attack(context, lambda _: (context.y, runs), lambda logits, y, _: sign * base(logits, y), steps)
+    return _attack(context, lambda _: (context.y, runs), lambda logits, y, _: raised(logits, y), steps)
 
 
-@ATTACKS.add("apgd-t")
+@within_eps("apgd-t")
 def apgd_targeted(
-    classifier: Classifier,
-    x: Tensor,
-    y: Tensor,
+    context: AttackContext,
     *,
-    norm: str = "Linf",
-    eps: float | Tensor = 8 / 255,
-    targeted: bool = False,
-    seed: int = 0,
-    ids: Tensor | Sequence[int] | None = None,
     steps: int = 100,
     restarts: int = 1,
     targets: int = 9,
-    batch_size: int | None = None,
 ) -> Tensor:
     """Auto-PGD on the targeted DLR loss, toward one class after the other, the most likely first.
 
-    Args:
-        classifier, x, y, norm, eps, seed, ids, steps, batch_size: as in ``apgd``.
-        targeted: aim at ``y`` only, away from what the classifier says of ``x``.
+    Args: as every attack, see registry.py (``targeted``: aim at ``y`` only, away from what the classifier says), and
+        steps: as in ``apgd``.
         restarts: runs toward each class.
         targets: how many classes to aim at; never more than there are wrong ones. Any wrong class is a success.
 
@@ -112,23 +73,11 @@ def apgd_targeted(
         As ``apgd``. Below 4 classes the loss is the difference of the two logits.
     """
     _check(steps, restarts)
-    context = AttackContext.of(
-        classifier,
-        x,
-        y,
-        norm=norm,
-        eps=eps,
-        targeted=targeted,
-        seed=seed,
-        ids=ids,
-        batch_size=batch_size,
-        attack="apgd",
-    )
     if targets < 1:
         raise InputError(f"apgd-t with {targets} targets does nothing: give 1 or more")
 
     def plan(logits: Tensor) -> tuple[Tensor, list[tuple[Tensor, int]]]:
-        if targeted:
+        if context.targeted:
             return logits.argmax(1), [(context.y, 2000 + restart) for restart in range(restarts)]
         aims = enumerate(likely_targets(logits, context.y, targets).unbind(1))
         return context.y, [(aim, 2000 + 100 * i + r) for i, aim in aims for r in range(restarts)]

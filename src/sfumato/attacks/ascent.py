@@ -12,7 +12,7 @@ from torch import Tensor
 
 from sfumato.attacks.norms import flat, per_sample, project_onto, steepest
 
-Slope = Callable[[Tensor, int], Tensor]  # x_t (B, ...), t -> the gradient of what is to be raised (B, ...)
+Slope = Callable[[Tensor, int], Tensor | tuple[Tensor, Tensor]]  # x_t (B, ...), t -> the gradient, and who goes on
 Step = Callable[[Tensor, Tensor, Tensor, int], Tensor]  # gradient, x_t, radius (B,), t -> the change of x_t
 
 FIRST_STEP, LAST_STEP = 2.0, 0.02  # times eps, where no step is given
@@ -29,21 +29,18 @@ def ascend(
     steps: int,
     step: Step | float | None = None,
     begin: Tensor | None = None,
-    stay: Callable[[Tensor], Tensor] | None = None,
 ) -> Tensor:
     """Projected gradient ascent in the box and the ball around ``x``.
 
     Args:
         x: (B, ...) pixels in [0, 1], the centres of the balls.
-        slope: gives the gradient at the current points; it may record the losses that it sees there. It is asked
-            ``steps`` times, and not at the point where the last step ends.
+        slope: gives the gradient at the current points, alone or with (n,) bool which of them go on: it does not see
+            the others again. It is asked ``steps`` times, and not at the point where the last step ends.
         norm: Linf, L2 or L1.
         eps: radius, a float or (B,).
         steps: how many.
         step: a rule; or the length of every step as a share of ``eps``; or None, see ``steepest_steps``.
         begin: (B, ...) in box and ball; ``x`` by default.
-        stay: asked after each gradient with the points (n, ...), it says which go on, (n,) bool. The others leave:
-            ``slope`` and ``stay`` do not see them again.
 
     Returns:
         (n, ...) in box and ball: where the last step ends, for the samples that did not leave.
@@ -52,8 +49,9 @@ def ascend(
     radius = per_sample(eps, x).reshape(-1)
     x_adv = x if begin is None else begin
     for index in range(steps if len(x) else 0):
-        gradient = slope(x_adv, index)
-        if stay is not None and not bool((going := stay(x_adv)).all()):
+        found = slope(x_adv, index)
+        gradient, going = found if isinstance(found, tuple) else (found, None)
+        if going is not None and not bool(going.all()):
             x, x_adv, gradient, radius = x[going], x_adv[going], gradient[going], radius[going]
         if len(x_adv) == 0:
             break

@@ -2,31 +2,20 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
-from typing import TYPE_CHECKING
+from typing import Any
 
 import torch
 from torch import Tensor
 
-from sfumato.attacks.batching import checked
-from sfumato.attacks.losses import margin
+from sfumato.attacks.context import AttackContext
 from sfumato.attacks.norms import norm_of, per_sample, project, steepest
 from sfumato.attacks.verify import fooled
+from sfumato.core.errors import InputError
 
-if TYPE_CHECKING:
-    from sfumato.classifiers import Classifier
-
-Search = Callable[[Tensor, Tensor, Tensor], Tensor]  # x (B, ...), y (B,), rows of the whole batch (B,) -> candidates
 # Convolutions round differently in batches of different sizes: an example found on the very boundary is pushed over it.
 STRETCHES = (1.0, 1.0 + 1e-5, 1.0 + 1e-4, 1.0 + 1e-3)
-
-
-def advantage(y: Tensor, targeted: bool) -> Callable[[Tensor], Tensor]:
-    """The loss that these attacks raise, logits (B, K) -> (B,): above 0 only where the sample fools the classifier.
-
-    ``max_{j != y} z_j - z_y``, or ``z_y - max_{j != y} z_j`` when ``y`` is what the classifier shall say.
-    """
-    return lambda logits: -margin(logits, y) if targeted else margin(logits, y)
 
 
 class Closest:
@@ -37,30 +26,26 @@ class Closest:
         size: (B,) its distance; infinite where nothing was found.
     """
 
-    def __init__(self, x: Tensor, norm: str) -> None:
-        self.x, self.norm = x, norm
-        self.x_adv = x.clone()
-        self.size = x.new_full((len(x),), torch.inf)
+    def __init__(self, context: AttackContext) -> None:
+        self.context, self.x, self.norm = context, context.x, context.norm
+        self.x_adv = self.x.clone()
+        self.size = self.x.new_full((len(self.x),), torch.inf)
 
-    def tightened(self, adversarial: Callable[[Tensor, Tensor], Tensor]) -> Tensor:
-        """(B, ...) the closest examples, pulled back towards ``x`` by bisection until they just hold.
-
-        Args:
-            adversarial: points (B, ...) and their rows (B,) -> (B,) whether they fool the classifier.
-        """
+    def tightened(self, least: float = 0.0) -> Tensor:
+        """(B, ...) the closest examples, pulled back by bisection until their margin is just above ``least``."""
         rows = torch.nonzero((self.size > 0) & (self.size < torch.inf)).flatten()
-        ends = pull_back(self.x[rows], self.x_adv[rows], self.norm, lambda points: adversarial(points, rows))
+        some, classifier = self.context[rows], self.context.classifier
+        ends = pull_back(some, self.x_adv[rows], lambda points: some.margin(classifier.logits(points)) > least)
         self.offer(ends, torch.ones_like(rows, dtype=torch.bool), rows)
         return self.x_adv
 
-    def offer(self, candidates: Tensor, adversarial: Tensor, rows: Tensor | None = None) -> None:
-        """Keeps what is adversarial and closer than before.
+    def asked(self, points: Tensor) -> Tensor:
+        """The closest examples, after these points (B, ...) of all samples too."""
+        self.offer(points, self.context.margin(self.context.classifier.logits(points)) > 0)
+        return self.x_adv
 
-        Args:
-            candidates: (B, ...) points in [0, 1], one for each sample or for each of ``rows``.
-            adversarial: (B,) whether they fool the classifier.
-            rows: (B,) the numbers of their samples.
-        """
+    def offer(self, candidates: Tensor, adversarial: Tensor, rows: Tensor | None = None) -> None:
+        """Keep what is adversarial, (n,) bool, and closer than before: points (n, ...) of all samples or of ``rows`` (n,)."""
         rows = torch.arange(len(self.x), device=self.x.device) if rows is None else rows
         size = norm_of(candidates - self.x[rows], self.norm)
         better = adversarial & (size < self.size[rows])
@@ -68,22 +53,27 @@ class Closest:
         self.size[rows[better]] = size[better]
 
 
-def closest_adversarial(classifier: Classifier, x: Tensor, y: Tensor, targeted: bool, search: Search) -> Tensor:
-    """Runs ``search`` on the samples that do not fool the classifier already, and checks afresh what it found.
+def closest_adversarial(search: Callable[..., Tensor], context: AttackContext, settings: dict[str, Any]) -> Tensor:
+    """``search(context, **settings)`` of the samples that do not fool the classifier already, checked afresh.
 
     ``search`` sees at most ``classifier.batch_size`` samples at once.
 
     Returns:
         (B, ...) in [0, 1]: ``x`` itself where it fools the classifier already, or where nothing holds in a fresh pass.
     """
-    x, y, _ = checked(x, y, None)
+    classifier, x, y, targeted = context.classifier, context.x, context.y, context.targeted
     x_adv = x.clone()
+    by_sample = {name: value for name, value in settings.items() if isinstance(value, Tensor)}
+    for name, value in by_sample.items():
+        if value.shape != x.shape:
+            raise InputError(f"{name} have shape {tuple(value.shape)}: give one for each sample, {tuple(x.shape)}")
     if not len(x):
         return x_adv
     with classifier.ready():
         todo = torch.nonzero(~fooled(classifier, x, y, targeted)).flatten()
         for rows in todo.split(classifier.batch_size) if len(todo) else ():
-            found = search(x[rows], y[rows], rows)
+            own = settings | {name: value.to(x)[rows] for name, value in by_sample.items()}
+            found = search(context[rows], **own)
             for stretch in STRETCHES:
                 candidates = found if stretch == 1 else (x[rows] + stretch * (found - x[rows])).clamp(0, 1)
                 holds = fooled(classifier, candidates, y[rows], targeted)
@@ -96,13 +86,14 @@ def closest_adversarial(classifier: Classifier, x: Tensor, y: Tensor, targeted: 
 
 
 def pull_back(
-    x: Tensor, points: Tensor, norm: str, adversarial: Callable[[Tensor], Tensor], rounds: int = 10
+    context: AttackContext, points: Tensor, adversarial: Callable[[Tensor], Tensor], rounds: int = 10
 ) -> Tensor:
     """The adversarial end of a bisection from adversarial ``points`` towards ``x``, ``rounds`` forward passes each.
 
     In L2 it runs along the segment, in Linf it shrinks the cube that the perturbation is clipped to, in L1 it takes the
     same amount off every entry.
     """
+    x, norm = context.x, context.norm
     if not len(x):
         return points
     start = points - x
@@ -124,9 +115,19 @@ def pull_back(
     return best
 
 
+def finite(gradient: Tensor) -> Tensor:
+    """The gradient with 0 for entries that are not finite."""
+    return torch.nan_to_num(gradient, nan=0.0, posinf=0.0, neginf=0.0)
+
+
 def unit(gradient: Tensor) -> Tensor:
     """Each sample's gradient at Euclidean length 1; gradients of 0 stay 0, entries that are not finite become 0."""
-    return steepest(torch.nan_to_num(gradient, nan=0.0, posinf=0.0, neginf=0.0), "L2")
+    return steepest(finite(gradient), "L2")
+
+
+def cosine(step: int, steps: int) -> float:
+    """From 1 towards 0 along half a wave."""
+    return (1 + math.cos(math.pi * step / steps)) / 2
 
 
 def farthest_norm(x: Tensor, norm: str) -> Tensor:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, fields, replace
-from typing import TYPE_CHECKING, Any, Self
+from typing import TYPE_CHECKING, Any, Self, TypedDict, Unpack
 
 import torch
 from torch import Tensor
@@ -30,29 +30,27 @@ class Rows:
         return replace(own, **{name: value[rows] for name, value in values.items() if isinstance(value, Tensor | Rows)})
 
 
+class Shared(TypedDict, total=False):
+    """Keyword arguments of every attack."""
+
+    targeted: bool
+    seed: int
+    ids: Tensor | Sequence[int] | None
+    batch_size: int | None
+
+
 @dataclass(frozen=True)
 class AttackContext(Rows):
-    """Samples under attack, one row each.
-
-    Args:
-        classifier: to attack.
-        x: (B, ...) pixels in [0, 1].
-        y: (B,) true labels, or with ``targeted`` the labels wanted.
-        norm: of the balls.
-        eps: (B,) their radii; infinite for an attack of minimal norm.
-        targeted: see ``y``.
-        seed, ids: row i's random numbers depend on seed and ids[i] alone.
-        batch_size: samples in a pass; the classifier's own where None.
-    """
+    """Samples under attack, one row each; registry.py says what the fields mean."""
 
     classifier: Classifier
     x: Tensor
     y: Tensor
     norm: str
-    eps: Tensor
-    targeted: bool
-    seed: int
+    eps: Tensor  # (B,) infinite for an attack of minimal norm
     ids: Tensor
+    targeted: bool = False
+    seed: int = 0
     batch_size: int | None = None
 
     @classmethod
@@ -64,17 +62,16 @@ class AttackContext(Rows):
         *,
         norm: str,
         eps: float | Tensor | None = None,
-        targeted: bool = False,
-        seed: int = 0,
-        ids: Tensor | Sequence[int] | None = None,
-        batch_size: int | None = None,
+        norms: Sequence[str] = BALLS,
         attack: str = "",
+        **shared: Unpack[Shared],
     ) -> AttackContext:
         """From the arguments of an attack; InputError where ``attack`` cannot use them."""
-        check_norm(norm, BALLS, attack)
-        x, y, ids = checked(x, y, ids, eps)
+        check_norm(norm, norms, attack)
+        x, y, ids = checked(x, y, shared.get("ids"), eps)
         radius = per_sample(torch.inf if eps is None else eps, x).reshape(-1)
-        return cls(classifier, x, y, norm, radius, targeted, seed, ids, batch_size)
+        targeted, seed = shared.get("targeted", False), shared.get("seed", 0)
+        return cls(classifier, x, y, norm, radius, ids, targeted, seed, shared.get("batch_size"))
 
     def __len__(self) -> int:
         return len(self.x)

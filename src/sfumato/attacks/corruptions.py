@@ -16,7 +16,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from sfumato.attacks.closest import advantage
+from sfumato.attacks.losses import margin, toward
 from sfumato.attacks.registry import ATTACKS
 from sfumato.attacks.spatial import rigid
 from sfumato.core.errors import InputError
@@ -44,10 +44,7 @@ def corruptions(
 ) -> Tensor:
     """The corruption at which the classifier errs most, for each image; no norm bounds it.
 
-    Args:
-        x: (B, C, H, W) pixels in [0, 1], C of 1 or 3.
-        y: (B,) true labels, or the wanted ones when ``targeted``.
-        seed: of the noise; each sample has its own stream by its number in ``ids`` (default 0 ... B - 1).
+    Args: as every attack, see registry.py, of images (B, C, H, W) with C of 1 or 3, and
         severity: 1 (hardly seen) to 5.
         names: of the corruptions tried (None: all of CORRUPTIONS).
 
@@ -57,12 +54,12 @@ def corruptions(
     Raises:
         InputError: an unknown corruption, a severity that is not 1 to 5, images of another shape.
     """
-    loss = advantage(y, targeted)
+    raised = toward(margin, targeted)
     with classifier.ready():
-        worst, highest = x.detach().clone(), loss(classifier.logits(x))
+        worst, highest = x.detach().clone(), raised(classifier.logits(x), y)
         for name in CORRUPTIONS if names is None else names:
             corrupted = corrupt(x, name, severity, seed=seed, ids=ids)
-            value = loss(classifier.logits(corrupted))
+            value = raised(classifier.logits(corrupted), y)
             better = value > highest
             worst[better], highest = corrupted[better], torch.where(better, value, highest)
     return worst

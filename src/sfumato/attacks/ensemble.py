@@ -8,17 +8,17 @@ already knows.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from functools import partial
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING, NamedTuple, Unpack
 
 import torch
 from torch import Tensor
 
 from sfumato.attacks.apgd import apgd, apgd_targeted
-from sfumato.attacks.context import AttackContext
+from sfumato.attacks.context import AttackContext, Shared
 from sfumato.attacks.fab import fab
-from sfumato.attacks.registry import ATTACKS, Attack
+from sfumato.attacks.registry import Attack, within_eps
 from sfumato.attacks.square import square
 from sfumato.attacks.verify import fooled
 
@@ -44,23 +44,10 @@ class Verdict(NamedTuple):
         return torch.tensor([name == ROBUST for name in self.fooled_by])
 
 
-@ATTACKS.add("standard")
-def standard_attack(
-    classifier: Classifier,
-    x: Tensor,
-    y: Tensor,
-    *,
-    norm: str = "Linf",
-    eps: float | Tensor = 8 / 255,
-    targeted: bool = False,
-    seed: int = 0,
-    ids: Tensor | Sequence[int] | None = None,
-    batch_size: int | None = None,
-) -> Tensor:
+@within_eps("standard")
+def standard_attack(context: AttackContext) -> Tensor:
     """``standard`` as an attack like the others: only its ``x_adv``."""
-    return standard(
-        classifier, x, y, norm=norm, eps=eps, targeted=targeted, seed=seed, ids=ids, batch_size=batch_size
-    ).x_adv
+    return _in_turn(context, None).x_adv
 
 
 def standard(
@@ -70,11 +57,8 @@ def standard(
     *,
     norm: str = "Linf",
     eps: float | Tensor = 8 / 255,
-    targeted: bool = False,
-    seed: int = 0,
-    ids: Tensor | Sequence[int] | None = None,
-    batch_size: int | None = None,
     progress: Progress | None = None,
+    **shared: Unpack[Shared],
 ) -> Verdict:
     """The four attacks in turn, each on the samples that are still robust.
 
@@ -82,40 +66,27 @@ def standard(
     toward 9 classes, 100 steps each; Square with 5000 queries. With fewer classes there are as many targets as wrong
     classes, and below 4 (targeted) and 3 classes the logits' ratio gives way to their difference.
 
-    Args:
-        classifier: to attack; deterministic.
-        x: (B, ...) pixels in [0, 1].
-        y: (B,) true labels, or with ``targeted`` the labels wanted.
-        norm: Linf, L2 or L1.
-        eps: radius, a float or (B,).
-        targeted: every member aims at ``y``.
-        seed, ids: sample i's random numbers depend on seed and ids[i] (default i) alone.
-        batch_size: samples in a pass; the classifier's own by default.
+    Args: as every attack, see registry.py, with every member aiming at ``y`` where ``targeted``, and
         progress: called after each member with its name, the samples it attacked, and how many are still robust.
 
     Returns:
         The adversarial samples, each confirmed by a fresh forward pass (elsewhere the last member's best attempt), and
         which attack fooled each.
     """
-    context = AttackContext.of(
-        classifier,
-        x,
-        y,
-        norm=norm,
-        eps=eps,
-        targeted=targeted,
-        seed=seed,
-        ids=ids,
-        batch_size=batch_size,
-        attack="the standard ensemble",
-    )
+    context = AttackContext.of(classifier, x, y, norm=norm, eps=eps, attack="the standard ensemble", **shared)
+    return _in_turn(context, progress)
+
+
+def _in_turn(context: AttackContext, progress: Progress | None) -> Verdict:
+    """In waves of as many samples as memory holds."""
+    x = context.x
     size = max(1, _ENTRIES // max(1, x[:1].numel()))
     waves = [_wave(context[start : start + size], progress) for start in range(0, max(1, len(x)), size)]
     return Verdict(torch.cat([wave.x_adv for wave in waves]), [name for wave in waves for name in wave.fooled_by])
 
 
 def _wave(context: AttackContext, progress: Progress | None) -> Verdict:
-    """The four attacks on as many samples as memory holds."""
+    """The four attacks on samples that memory holds together."""
     classifier, y, targeted = context.classifier, context.y, context.targeted
     x_adv, fooled_by = context.x.clone(), [ROBUST] * len(context)
     rows = torch.arange(len(context), device=y.device)

@@ -7,9 +7,7 @@ targeted form, FAB-T, does so for one likely class after the other: one gradient
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import replace
-from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
@@ -17,12 +15,9 @@ from torch import Tensor
 from sfumato.attacks.context import AttackContext, Goal
 from sfumato.attacks.losses import likely_targets
 from sfumato.attacks.norms import flat, norm_of, per_sample
-from sfumato.attacks.registry import ATTACKS
+from sfumato.attacks.registry import within_eps
 from sfumato.attacks.verify import or_clean
 from sfumato.core.errors import InputError
-
-if TYPE_CHECKING:
-    from sfumato.classifiers import Classifier
 
 OVERSHOOT = 1.05  # eta: past the boundary, so that the point is adversarial
 MOST_BIAS = 0.1  # alpha_max: weight of the step from the clean sample
@@ -31,37 +26,23 @@ _SALT = 3000
 _ROUNDS = 100  # of a finite, rising iteration that takes fewer than ten in practice
 
 
-@ATTACKS.add("fab")
+@within_eps("fab", eps=None)
 def fab(
-    classifier: Classifier,
-    x: Tensor,
-    y: Tensor,
+    context: AttackContext,
     *,
-    norm: str = "Linf",
-    eps: float | Tensor | None = None,
-    targeted: bool = False,
-    seed: int = 0,
-    ids: Tensor | Sequence[int] | None = None,
     steps: int = 100,
     restarts: int = 1,
     targets: int = 9,
-    batch_size: int | None = None,
 ) -> Tensor:
     """FAB-T: the nearest adversarial point.
 
-    Args:
-        classifier: to attack.
-        x: (B, ...) pixels in [0, 1].
-        y: (B,) true labels, or with ``targeted`` the labels wanted.
-        norm: Linf, L2 or L1.
-        eps: a float or (B,): a sample leaves as soon as it is fooled within this radius, and one that is not comes back
-            as it was. None: all steps, for the nearest point at any distance.
-        targeted: only toward ``y``, from what the classifier says of ``x``.
-        seed, ids: of the random starts from the second restart on.
+    A sample leaves as soon as it is fooled within ``eps``, and one that is not comes back as it was. Where ``eps`` is None
+    all steps are taken, for the nearest point at any distance. With ``targeted`` all goes toward ``y`` only.
+
+    Args: as every attack, see registry.py, and
         steps: toward each class: a gradient and a forward pass each.
         restarts: runs toward each class; the first begins at ``x``.
         targets: how many classes to go toward, most likely first; never more than there are wrong ones.
-        batch_size: samples in a pass; the classifier's own by default.
 
     Returns:
         (B, ...) in the box: the nearest adversarial point found, or ``x`` where there was none or ``x`` is one.
@@ -70,22 +51,19 @@ def fab(
         raise InputError(
             f"fab with {steps} steps, {restarts} restarts and {targets} targets does nothing: give 1 or more"
         )
-    context = AttackContext.of(
-        classifier, x, y, norm=norm, eps=eps, targeted=targeted, seed=seed, ids=ids, batch_size=batch_size, attack="fab"
-    )
-    x, y = context.x, context.y
+    x, y, targeted, anywhere = context.x, context.y, context.targeted, bool(context.eps.isinf().all())
     result = x.clone()
     if len(x) == 0:
         return result
     nearest = x.new_full((len(x),), torch.inf)
-    with classifier.ready():
+    with context.classifier.ready():
         clean = context.answers(x)
         robust = ~context.reached(clean)
         source = clean.argmax(1) if targeted else y
         aims = y[:, None] if targeted else likely_targets(clean, y, targets)  # (B, T)
         for number, aim in enumerate(aims.unbind(1)):
             for restart in range(restarts):
-                rows = (robust & ((nearest > context.eps) | (eps is None))).nonzero().flatten()
+                rows = (robust & ((nearest > context.eps) | anywhere)).nonzero().flatten()
                 if len(rows) == 0:
                     break
                 some = context[rows]
@@ -95,12 +73,12 @@ def fab(
                     start = replace(some, eps=reach).random_start(_SALT + 100 * number + restart)
                     begin = (begin + start) / 2
                 goal = Goal(_difference, source[rows], aim[rows])
-                found, distance = _walk(some, begin, goal, steps, stop=eps is not None)
+                found, distance = _walk(some, begin, goal, steps, stop=not anywhere)
                 better = distance < nearest[rows]
                 result[rows[better]], nearest[rows[better]] = found[better], distance[better]
         outside = nearest > context.eps
         result[outside] = x[outside]
-        return or_clean(classifier, x, result, y, targeted)
+        return or_clean(context.classifier, x, result, y, targeted)
 
 
 def _walk(context: AttackContext, x_adv: Tensor, goal: Goal, steps: int, stop: bool) -> tuple[Tensor, Tensor]:

@@ -9,31 +9,25 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
-from sfumato.attacks.closest import Closest, advantage, closest_adversarial, farthest_norm, unit
-from sfumato.attacks.norms import check_norm, norm_of, per_sample, project_box_ball
-from sfumato.attacks.registry import ATTACKS
+from sfumato.attacks.closest import Closest, cosine, farthest_norm, unit
+from sfumato.attacks.context import AttackContext
+from sfumato.attacks.norms import dual, norm_of, per_sample, project_box_ball
+from sfumato.attacks.registry import minimal
 from sfumato.attacks.verify import fooled
 from sfumato.core.errors import InputError
 
 if TYPE_CHECKING:
     from sfumato.classifiers import Classifier
 
-DUAL = {"L1": "Linf", "L2": "L2", "Linf": "L1"}
 FIRST_STEP = {"L0": 1.0, "L1": 1.0, "L2": 1.0, "Linf": 10.0}  # Euclidean length of the first step in delta
 FIRST_SHARE = {"L0": 0.1, "L1": 0.05, "L2": 0.05, "Linf": 0.05}  # by which eps changes at first
 GROWTH = 1.5  # of an L0 ball in which nothing was found yet
 
 
-@ATTACKS.add("fmn")
+@minimal("fmn", "Linf", "L2", "L1", "L0")
 def fmn(
-    classifier: Classifier,
-    x: Tensor,
-    y: Tensor,
+    context: AttackContext,
     *,
-    norm: str = "Linf",
-    targeted: bool = False,
-    seed: int = 0,
-    ids: Tensor | Sequence[int] | None = None,
     steps: int = 200,
     alpha: float | None = None,
     gamma: float | None = None,
@@ -48,65 +42,47 @@ def fmn(
     the budget went into getting there), and in L2 the perturbation is stretched to the length ``eps``, as in DDN: a
     boundary that the gradient makes look far is then reached, which led to nearer ones.
 
-    Args:
-        x: (B, ...) pixels in [0, 1].
-        y: (B,) true labels, or the wanted ones when ``targeted``.
+    Args: as every attack, see registry.py, and
         steps: gradient evaluations per sample.
         alpha: Euclidean length of the first step; it falls to a hundredth along a cosine (None: 10 for Linf, else 1).
         gamma: by what share ``eps`` changes at first (None: 0.1 for L0, else 0.05); it falls to a fiftieth along a cosine.
-
-    ``seed`` and ``ids`` are there because all attacks are called alike: this one draws nothing.
-
-    Returns:
-        (B, ...) in [0, 1]: the closest adversarial example found, or ``x`` where there was none.
-
-    Raises:
-        InputError: unknown norm.
     """
-    check_norm(norm, ("L0", "L1", "L2", "Linf"), "fmn")
+    x, norm, classifier, closest = context.x, context.norm, context.classifier, Closest(context)
     first = FIRST_STEP[norm] if alpha is None else alpha
     first_share = FIRST_SHARE[norm] if gamma is None else gamma
 
-    def search(x: Tensor, y: Tensor, rows: Tensor) -> Tensor:
-        loss = advantage(y, targeted)
-        closest = Closest(x, norm)
-        farthest = farthest_norm(x, norm)  # (B,)
-        eps = torch.ones_like(farthest) if norm == "L0" else torch.full_like(farthest, torch.inf)
-        delta = torch.zeros_like(x)
-        values = x[0].numel()
-        for step in range(steps):
-            cosine = (1 + math.cos(math.pi * step / steps)) / 2
-            cosine_step = 0.01 + 0.99 * cosine
-            share = first_share * (0.02 + 0.98 * cosine)
-            logits, gradient = classifier.gradient(x + delta, loss)
-            value = loss(logits)
-            adversarial = value > 0
-            closest.offer(x + delta, adversarial)
-            nothing = closest.size == torch.inf  # (B,)
-            if norm == "L0":
-                fewer = torch.minimum(torch.minimum(eps - 1, (eps * (1 - share)).floor()), closest.size)
-                more = torch.where(nothing, (eps * GROWTH).ceil(), torch.maximum(eps + 1, (eps * (1 + share)).floor()))
-                eps = torch.where(adversarial, fewer, more)
-            else:
-                to_boundary = value.abs() / norm_of(gradient, DUAL[norm]).clamp(min=1e-12)
-                # The paper goes to the linearised boundary; on it, a linear classifier would never be fooled.
-                reach = torch.where(nothing, norm_of(delta, norm) + to_boundary, eps)
-                outside = reach * (1 + share)
-                eps = torch.where(adversarial, torch.minimum(eps * (1 - share), closest.size), outside)
-            eps = torch.minimum(eps.clamp(min=0), farthest).to(x.dtype)
-            # A step far longer than the ball leaves no trace of earlier ones; the paper's length is a cap here.
-            length = cosine_step * torch.clamp(2 * _radius(eps, norm, values), max=first)
-            delta = delta + per_sample(length, x) * unit(gradient)
-            if norm == "L2":
-                delta = torch.where(per_sample(nothing, x) > 0, unit(delta) * per_sample(eps, x), delta)
-            # Into box and ball at once: clipped afterwards, most of an L1 or L0 step would be lost.
-            delta = project_box_ball(x, delta, norm, eps)
-        closest.offer(x + delta, loss(classifier.logits(x + delta)) > 0)
+    farthest = farthest_norm(x, norm)  # (B,)
+    eps = torch.ones_like(farthest) if norm == "L0" else torch.full_like(farthest, torch.inf)
+    delta = torch.zeros_like(x)
+    values = x[0].numel()
+    for step in range(steps):
+        left = cosine(step, steps)
+        share = first_share * (0.02 + 0.98 * left)
+        logits, gradient = classifier.gradient(x + delta, context.margin)
+        value = context.margin(logits)
+        adversarial = value > 0
+        closest.offer(x + delta, adversarial)
+        nothing = closest.size == torch.inf  # (B,)
         if norm == "L0":
-            return closest.x_adv
-        return closest.tightened(lambda points, rows: advantage(y[rows], targeted)(classifier.logits(points)) > 0)
-
-    return closest_adversarial(classifier, x, y, targeted, search)
+            fewer = torch.minimum(torch.minimum(eps - 1, (eps * (1 - share)).floor()), closest.size)
+            more = torch.where(nothing, (eps * GROWTH).ceil(), torch.maximum(eps + 1, (eps * (1 + share)).floor()))
+            eps = torch.where(adversarial, fewer, more)
+        else:
+            to_boundary = value.abs() / norm_of(gradient, dual(norm)).clamp(min=1e-12)
+            # The paper goes to the linearised boundary; on it, a linear classifier would never be fooled.
+            reach = torch.where(nothing, norm_of(delta, norm) + to_boundary, eps)
+            outside = reach * (1 + share)
+            eps = torch.where(adversarial, torch.minimum(eps * (1 - share), closest.size), outside)
+        eps = torch.minimum(eps.clamp(min=0), farthest).to(x.dtype)
+        # A step far longer than the ball leaves no trace of earlier ones; the paper's length is a cap here.
+        length = (0.01 + 0.99 * left) * torch.clamp(2 * _radius(eps, norm, values), max=first)
+        delta = delta + per_sample(length, x) * unit(gradient)
+        if norm == "L2":
+            delta = torch.where(per_sample(nothing, x) > 0, unit(delta) * per_sample(eps, x), delta)
+        # Into box and ball at once: clipped afterwards, most of an L1 or L0 step would be lost.
+        delta = project_box_ball(x, delta, norm, eps)
+    closest.asked(x + delta)
+    return closest.x_adv if norm == "L0" else closest.tightened()
 
 
 def _radius(eps: Tensor, norm: str, values: int) -> Tensor:

@@ -2,34 +2,24 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from typing import TYPE_CHECKING
+from collections.abc import Callable
 
 import torch
 from torch import Tensor
 
-from sfumato.attacks.closest import Closest, advantage, closest_adversarial
-from sfumato.attacks.norms import check_norm, per_sample
-from sfumato.attacks.registry import ATTACKS
+from sfumato.attacks.closest import Closest
+from sfumato.attacks.context import AttackContext
+from sfumato.attacks.norms import per_sample
+from sfumato.attacks.registry import minimal
 
-if TYPE_CHECKING:
-    from sfumato.classifiers import Classifier
-
-Objective = Callable[
-    [Tensor, Tensor], tuple[Tensor, Tensor]
-]  # points (B, d), rows (B,) -> values (B,), gradients (B, d)
+# Points (B, d), rows (B,) -> values (B,), gradients (B, d).
+Objective = Callable[[Tensor, Tensor], tuple[Tensor, Tensor]]
 
 
-@ATTACKS.add("lbfgs")
+@minimal("lbfgs", "L2")
 def lbfgs(
-    classifier: Classifier,
-    x: Tensor,
-    y: Tensor,
+    context: AttackContext,
     *,
-    norm: str = "L2",
-    targeted: bool = False,
-    seed: int = 0,
-    ids: Tensor | Sequence[int] | None = None,
     steps: int = 50,
     search_steps: int = 10,
     c: float = 1.0,
@@ -41,49 +31,34 @@ def lbfgs(
     cross-entropy of the wanted label when ``targeted``; the paper has no other case, and the natural one,
     ``-log P(any label but y)``, is used when not.
 
-    Args:
-        x: (B, ...) pixels in [0, 1].
-        y: (B,) true labels, or the wanted ones when ``targeted``.
-        norm: "L2".
+    Args: as every attack, see registry.py, and
         steps: gradient evaluations per sample and value of ``c``, at most.
         search_steps: values of ``c``.
         c: the first value, in nats per squared pixel unit.
-
-    ``seed`` and ``ids`` are there because all attacks are called alike: this one draws nothing.
-
-    Returns:
-        (B, ...) in [0, 1]: the closest adversarial example found, or ``x`` where there was none.
-
-    Raises:
-        InputError: a norm that the attack does not minimise.
     """
-    check_norm(norm, ("L2",), "lbfgs")
 
-    def search(x: Tensor, y: Tensor, whole: Tensor) -> Tensor:
-        closest = Closest(x, norm)
-        weight = x.new_full((len(x),), c)
-        works, fails = torch.zeros_like(weight), torch.full_like(weight, torch.inf)  # c that did, c that did not
-        for _ in range(search_steps):
+    x, targeted, classifier, closest = context.x, context.targeted, context.classifier, Closest(context)
+    weight = x.new_full((len(x),), c)
+    works, fails = torch.zeros_like(weight), torch.full_like(weight, torch.inf)  # c that did, c that did not
+    for _ in range(search_steps):
 
-            def objective(flat_points: Tensor, rows: Tensor, weight: Tensor = weight) -> tuple[Tensor, Tensor]:
-                points, labels = flat_points.reshape(-1, *x.shape[1:]), y[rows]
-                logits, gradient = classifier.gradient(points, lambda z: negative_log_fooled(z, labels, targeted))
-                closest.offer(points, advantage(labels, targeted)(logits) > 0, rows)
-                difference = points - x[rows]
-                values = negative_log_fooled(logits, labels, targeted).to(x.dtype)
-                values = values + weight[rows] * difference.flatten(1).square().sum(1)
-                return values, (gradient + 2 * per_sample(weight[rows], points) * difference).flatten(1)
+        def objective(flat_points: Tensor, rows: Tensor, weight: Tensor = weight) -> tuple[Tensor, Tensor]:
+            points, labels = flat_points.reshape(-1, *x.shape[1:]), context.y[rows]
+            logits, gradient = classifier.gradient(points, lambda z: negative_log_fooled(z, labels, targeted))
+            closest.offer(points, context[rows].margin(logits) > 0, rows)
+            difference = points - x[rows]
+            values = negative_log_fooled(logits, labels, targeted).to(x.dtype)
+            values = values + weight[rows] * difference.flatten(1).square().sum(1)
+            return values, (gradient + 2 * per_sample(weight[rows], points) * difference).flatten(1)
 
-            # Points on the way count when they are close, but only where the minimiser itself fools is c small enough.
-            end = minimise_in_box(objective, x.flatten(1), steps=steps).reshape(x.shape)
-            worked = advantage(y, targeted)(classifier.logits(end)) > 0
-            works = torch.where(worked, torch.maximum(works, weight), works)
-            fails = torch.where(worked, fails, torch.minimum(fails, weight))
-            between = (works * fails).sqrt()
-            weight = torch.where(fails == torch.inf, works * 10, torch.where(works == 0, fails / 10, between))
-        return closest.tightened(lambda points, rows: advantage(y[rows], targeted)(classifier.logits(points)) > 0)
-
-    return closest_adversarial(classifier, x, y, targeted, search)
+        # Points on the way count when they are close, but only where the minimiser itself fools is c small enough.
+        end = minimise_in_box(objective, x.flatten(1), steps=steps).reshape(x.shape)
+        worked = context.margin(classifier.logits(end)) > 0
+        works = torch.where(worked, torch.maximum(works, weight), works)
+        fails = torch.where(worked, fails, torch.minimum(fails, weight))
+        between = (works * fails).sqrt()
+        weight = torch.where(fails == torch.inf, works * 10, torch.where(works == 0, fails / 10, between))
+    return closest.tightened()
 
 
 def negative_log_fooled(logits: Tensor, y: Tensor, targeted: bool) -> Tensor:

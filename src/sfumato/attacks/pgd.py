@@ -8,8 +8,7 @@ Walking in Circles!", arXiv 2503.19347).
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import TYPE_CHECKING, NamedTuple
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -18,13 +17,10 @@ from sfumato.attacks.ascent import Step, ascend
 from sfumato.attacks.context import AttackContext
 from sfumato.attacks.losses import LOSSES, Loss, toward
 from sfumato.attacks.norms import flat, norm_of, per_sample
-from sfumato.attacks.registry import ATTACKS
+from sfumato.attacks.registry import within_eps
 from sfumato.attacks.verify import fooled
 from sfumato.core.errors import InputError
 from sfumato.core.streams import Streams
-
-if TYPE_CHECKING:
-    from sfumato.classifiers import Classifier
 
 
 class Ascent(NamedTuple):
@@ -35,35 +31,20 @@ class Ascent(NamedTuple):
     fooled: Tensor  # (B,) bool
 
 
-@ATTACKS.add("pgd")
+@within_eps("pgd")
 def pgd(
-    classifier: Classifier,
-    x: Tensor,
-    y: Tensor,
+    context: AttackContext,
     *,
-    norm: str = "Linf",
-    eps: float | Tensor = 8 / 255,
-    targeted: bool = False,
-    seed: int = 0,
-    ids: Tensor | Sequence[int] | None = None,
     steps: int = 40,
     step: float | None = None,
     restarts: int = 1,
     start: str = "random",
     momentum: float = 0.0,
     loss: str = "ce",
-    batch_size: int | None = None,
 ) -> Tensor:
     """Projected gradient descent on ball and box.
 
-    Args:
-        classifier: to attack.
-        x: (B, ...) pixels in [0, 1].
-        y: (B,) true labels, or with ``targeted`` the labels wanted.
-        norm: Linf, L2 or L1.
-        eps: radius, a float or (B,).
-        targeted: lower the loss at ``y`` in place of raising it.
-        seed, ids: of the random start; sample i's depends on seed and ids[i] (default i) alone.
+    Args: as every attack, see registry.py, and
         steps: gradients in each run; one more forward pass looks at the last point.
         step: length of every step as a share of ``eps``. Default: falling from 2 to 0.02 geometrically, which crosses
             the ball first and settles last; on robust classifiers it is both stronger and sooner done than a constant.
@@ -71,7 +52,6 @@ def pgd(
         start: "random", or "clean" to begin at ``x`` (then restarts make no difference).
         momentum: share of the last direction that is kept, 0 (PGD) to 1 (MI-FGSM).
         loss: "ce", "margin" or "dlr".
-        batch_size: samples in a pass; the classifier's own by default.
 
     Returns:
         (B, ...) in the box and the ball; where nothing was found, the point of highest loss.
@@ -80,11 +60,11 @@ def pgd(
         raise InputError(f"pgd with {steps} steps and {restarts} restarts does nothing: give 1 or more of each")
     if start not in ("random", "clean"):
         raise InputError(f"unknown start {start!r} for pgd: choose 'random' or 'clean'")
-    context = AttackContext.of(
-        classifier, x, y, norm=norm, eps=eps, targeted=targeted, seed=seed, ids=ids, batch_size=batch_size, attack="pgd"
+    run = Ascending(
+        steps, step, toward(LOSSES.find(loss), context.targeted), momentum, step is not None and not momentum
     )
-    run = Ascending(steps, step, toward(LOSSES.find(loss), targeted), momentum, step is not None and not momentum)
-    result, highest = context.x.clone(), context.x.new_full((len(x),), -torch.inf)
+    x, classifier, targeted = context.x, context.classifier, context.targeted
+    result, highest = x.clone(), x.new_full((len(x),), -torch.inf)
     rows = torch.arange(len(x), device=x.device)
     with classifier.ready():
         for restart in range(restarts):
@@ -114,16 +94,8 @@ class Ascending(NamedTuple):
 def ascend_until_fooled(context: AttackContext, begin: Tensor, how: Ascending) -> Ascent:
     """One run from ``begin`` (B, ...); samples leave as soon as they are fooled, or go in a circle."""
     run = _Run(context, begin, how)
-    x_adv = ascend(
-        context.x,
-        run.slope,
-        norm=context.norm,
-        eps=context.eps,
-        steps=how.steps,
-        step=how.step,
-        begin=begin,
-        stay=run.stay,
-    )
+    ball = {"norm": context.norm, "eps": context.eps}
+    x_adv = ascend(context.x, run.slope, **ball, steps=how.steps, step=how.step, begin=begin)
     if len(x_adv):  # only a look at where the last step led
         logits = context.answers(x_adv)
         run.record(x_adv, logits, how.loss(logits, run.context.y))
@@ -143,15 +115,19 @@ class _Run:
         self.found = Ascent(begin.clone(), highest, torch.zeros(count, dtype=torch.bool, device=device))
         self.hit = self.found.fooled
 
-    def slope(self, x_adv: Tensor, index: int) -> Tensor:
-        """The gradient at ``x_adv`` (n, ...), with momentum that of MI-FGSM."""
+    def slope(self, x_adv: Tensor, index: int) -> tuple[Tensor, Tensor]:
+        """The gradient at ``x_adv`` (n, ...), with momentum that of MI-FGSM; (n,) who is neither fooled nor in a circle."""
         logits, losses, slope = self.context.gradients(x_adv, self.how.loss, (self.context.y,))
         self.record(x_adv, logits, losses)
-        if not self.how.momentum:
-            return slope
-        mean = norm_of(slope, "L1").clamp_min(torch.finfo(slope.dtype).tiny)
-        self.velocity = self.how.momentum * self.velocity + slope / per_sample(mean, slope)
-        return self.velocity
+        if self.how.momentum:
+            mean = norm_of(slope, "L1").clamp_min(torch.finfo(slope.dtype).tiny)
+            self.velocity = slope = self.how.momentum * self.velocity + slope / per_sample(mean, slope)
+        going = ~self.hit if self.circles is None else ~self.hit & ~self.circles.closed(x_adv)
+        if not bool(going.all()):
+            self.context, self.rows, self.velocity = self.context[going], self.rows[going], self.velocity[going]
+            if self.circles is not None:
+                self.circles.seen = self.circles.seen[going]
+        return slope, going
 
     def record(self, x_adv: Tensor, logits: Tensor, losses: Tensor) -> None:
         """Keep the points that fool, or raise the loss."""
@@ -160,15 +136,6 @@ class _Run:
         self.found.x_adv[self.rows[better]] = x_adv[better]
         self.found.loss[self.rows[better]] = losses[better].to(self.found.loss.dtype)
         self.found.fooled[self.rows[self.hit]] = True
-
-    def stay(self, x_adv: Tensor) -> Tensor:
-        """(n,) bool: neither fooled nor in a circle."""
-        going = ~self.hit if self.circles is None else ~self.hit & ~self.circles.closed(x_adv)
-        if not bool(going.all()):
-            self.context, self.rows, self.velocity = self.context[going], self.rows[going], self.velocity[going]
-            if self.circles is not None:
-                self.circles.keep(going)
-        return going
 
 
 class _Circles:
@@ -186,6 +153,3 @@ class _Circles:
         again = (self.seen == point[:, None]).any(1)
         self.seen = torch.cat([self.seen, point[:, None]], 1)
         return again
-
-    def keep(self, rows: Tensor) -> None:
-        self.seen = self.seen[rows]

@@ -11,7 +11,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from sfumato.attacks.closest import advantage
+from sfumato.attacks.losses import margin, toward
 from sfumato.attacks.registry import ATTACKS
 from sfumato.core.errors import InputError, nearest
 from sfumato.core.streams import streams_for
@@ -45,10 +45,7 @@ def spatial(
     Every candidate is tried for every sample, the image itself first, and the one with the largest margin is returned
     (the paper's grid search and worst-of-k; it found gradients to be of little use here).
 
-    Args:
-        x: (B, C, H, W) pixels in [0, 1].
-        y: (B,) true labels, or the wanted ones when ``targeted``.
-        seed: of the random search; each sample has its own stream by its number in ``ids`` (default 0 ... B - 1).
+    Args: as every attack, see registry.py, of images (B, C, H, W), and
         degrees: the largest rotation either way.
         shift: the largest shift, in pixels, along each axis.
         search: "grid": ``angles * shifts^2`` candidates, evenly spaced; "random": ``trials`` uniform ones a sample.
@@ -61,9 +58,9 @@ def spatial(
         InputError: images of another rank, negative bounds, an unknown search or outside.
     """
     _check(x, degrees, shift, search, outside)
-    loss = advantage(y, targeted)
+    raised = toward(margin, targeted)
     with classifier.ready():
-        worst, highest = x.detach().clone(), loss(classifier.logits(x))
+        worst, highest = x.detach().clone(), raised(classifier.logits(x), y)
         if search == "grid":
             candidates = itertools.product(_even(degrees, angles), _even(shift, shifts), _even(shift, shifts))
             moves = (x.new_tensor(c).expand(len(x), 3) for c in candidates if any(c))
@@ -73,7 +70,7 @@ def spatial(
             moves = (streams.uniform((3,), -1, 1).to(x) * bounds for _ in range(trials))
         for move in moves:  # (B, 3)
             moved = rigid(x, *move.unbind(1), outside=outside)
-            value = loss(classifier.logits(moved))
+            value = raised(classifier.logits(moved), y)
             better = value > highest
             worst[better], highest = moved[better], torch.where(better, value, highest)
     return worst

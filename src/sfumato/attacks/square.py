@@ -12,20 +12,16 @@ from __future__ import annotations
 import math
 from bisect import bisect_left
 from collections.abc import Sequence
-from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
 
 from sfumato.attacks.context import AttackContext
 from sfumato.attacks.norms import norm_of, per_sample, project_onto
-from sfumato.attacks.registry import ATTACKS
+from sfumato.attacks.registry import within_eps
 from sfumato.attacks.square_search import Draft, Query, search
 from sfumato.core.errors import InputError
 from sfumato.core.streams import Streams
-
-if TYPE_CHECKING:
-    from sfumato.classifiers import Classifier
 
 # Of 10,000 queries, after these the share of pixels in a window is halved (section 3.3 there).
 HALVED_AFTER = (10, 50, 200, 500, 1000, 2000, 4000, 6000, 8000)
@@ -33,56 +29,30 @@ SHARE = 0.8  # of the pixels in the first window
 _SALT = 4000
 
 
-@ATTACKS.add("square")
+@within_eps("square")
 def square(
-    classifier: Classifier,
-    x: Tensor,
-    y: Tensor,
+    context: AttackContext,
     *,
-    norm: str = "Linf",
-    eps: float | Tensor = 8 / 255,
-    targeted: bool = False,
-    seed: int = 0,
-    ids: Tensor | Sequence[int] | None = None,
     queries: int = 5000,
     share: float = SHARE,
-    batch_size: int | None = None,
 ) -> Tensor:
     """Random search for the largest margin; uses no gradient.
 
-    Args:
-        classifier: to attack.
-        x: (B, C, H, W) pixels in [0, 1]; (B, H, W) and (B, d) count as one channel, and one channel of one row.
-        y: (B,) true labels, or with ``targeted`` the labels wanted.
-        norm: Linf, L2 or L1.
-        eps: radius, a float or (B,).
-        targeted: as above.
-        seed, ids: sample i's random numbers depend on seed and ids[i] (default i) alone.
+    Samples (B, H, W) and (B, d) count as one channel, and one channel of one row.
+
+    Args: as every attack, see registry.py, and
         queries: for each sample, with the first guess.
         share: of the pixels, in the first window.
-        batch_size: samples in a pass; the classifier's own by default.
 
     Returns:
         (B, ...) in the box and the ball: the first adversarial point, or the one of largest margin.
     """
     if queries < 1 or not 0 < share <= 1:
         raise InputError(f"square with {queries} queries and a share of {share}: give 1 or more, and a share in (0, 1]")
-    context = AttackContext.of(
-        classifier,
-        x,
-        y,
-        norm=norm,
-        eps=eps,
-        targeted=targeted,
-        seed=seed,
-        ids=ids,
-        batch_size=batch_size,
-        attack="square",
-    )
-    result = context.x.clone()
+    x, norm, result = context.x, context.norm, context.x.clone()
     if len(x) == 0:
         return result
-    with classifier.ready(), torch.no_grad():
+    with context.classifier.ready(), torch.no_grad():
         rows = (~context.reached(context.answers(context.x))).nonzero().flatten()
         if len(rows) == 0:
             return result

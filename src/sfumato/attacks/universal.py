@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Sequence
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
 
-from sfumato.attacks.closest import advantage
-from sfumato.attacks.losses import cross_entropy
+from sfumato.attacks.losses import cross_entropy, margin, toward
 from sfumato.attacks.norms import check_norm, project, steepest
 from sfumato.attacks.registry import ATTACKS
 from sfumato.core.errors import InputError
@@ -20,45 +20,17 @@ if TYPE_CHECKING:
 
 
 @ATTACKS.add("universal")
-def universal(
-    classifier: Classifier,
-    x: Tensor,
-    y: Tensor,
-    *,
-    norm: str = "Linf",
-    eps: float = 8 / 255,
-    targeted: bool = False,
-    seed: int = 0,
-    ids: Tensor | Sequence[int] | None = None,
-    epochs: int = 20,
-    batch_size: int = 64,
-) -> Tensor:
+def universal(classifier: Classifier, x: Tensor, y: Tensor, **settings: Any) -> Tensor:
     """The images with one and the same perturbation added, found on these images and clipped to [0, 1].
 
     Unlike in the other attacks, the result for an image depends on the others: to judge how well a perturbation
-    carries over to new images, find it with ``universal_perturbation`` on some and add it to others.
-
-    Args:
-        ids: the images' numbers, which set the order they are gone through in (default 0 ... B - 1).
-
-    The other arguments, and what is raised, are those of ``universal_perturbation``.
+    carries over to new images, find it with ``universal_perturbation``, whose arguments these are, on some and add it to
+    others.
 
     Returns:
         (B, ...) in [0, 1], within ``eps`` of ``x``.
     """
-    delta = universal_perturbation(
-        classifier,
-        x,
-        y,
-        norm=norm,
-        eps=eps,
-        targeted=targeted,
-        seed=seed,
-        ids=ids,
-        epochs=epochs,
-        batch_size=batch_size,
-    )
-    return (x + delta).clamp(0, 1)
+    return (x + universal_perturbation(classifier, x, y, **settings)).clamp(0, 1)
 
 
 def universal_perturbation(
@@ -80,13 +52,10 @@ def universal_perturbation(
     1811.11304, algorithm 2 and equation 4): the clipping keeps a few images with a huge loss from ruling the rest. The
     step is ``eps / 4`` at first and falls to 0 linearly; the perturbation that fools most after an epoch is kept.
 
-    Args:
-        x: (B, ...) pixels in [0, 1].
-        y: (B,) true labels, or the wanted ones when ``targeted``.
+    Args: as every attack, see registry.py, and
         norm: "Linf" or "L2".
         eps: the perturbation's norm, one number.
-        seed: of the order of the images.
-        ids: the images' numbers (default 0 ... B - 1); the order depends on them and the seed alone.
+        seed, ids: the order of the images depends on the seed and their numbers alone.
         epochs: passes over the images; each costs a gradient and a forward pass an image.
         batch_size: images in a step.
 
@@ -113,10 +82,13 @@ def universal_perturbation(
                 length = eps / 4 * (1 - step / total)
                 delta = project(delta + length * steepest(gradient, norm), norm, eps)
                 step += 1
-            rate = (advantage(y, targeted)(classifier.logits((x + delta).clamp(0, 1))) > 0).double().mean().item()
+            rate = (toward(margin, targeted)(classifier.logits((x + delta).clamp(0, 1)), y) > 0).double().mean().item()
             if rate > most:
                 best, most = delta, rate
     return best[0]
+
+
+universal.__signature__ = inspect.signature(universal_perturbation)  # type: ignore[attr-defined]
 
 
 def _mean_gradient(classifier: Classifier, x: Tensor, y: Tensor, targeted: bool) -> Tensor:
