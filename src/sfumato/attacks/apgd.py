@@ -28,13 +28,7 @@ L1_STAGES = ((3.0, 0.3), (2.0, 0.3), (1.0, 0.4))  # radius over eps, share of th
 
 
 @within_eps("apgd")
-def apgd(
-    context: AttackContext,
-    *,
-    steps: int = 100,
-    restarts: int = 1,
-    loss: str = "ce",
-) -> Tensor:
+def apgd(context: AttackContext, *, steps: int = 100, restarts: int = 1, loss: str = "ce") -> Tensor:
     """Auto-PGD on the cross-entropy, the margin or the difference of logits ratio (DLR).
 
     For L1 it first searches balls of 3 and 2 eps, and works its way in.
@@ -55,13 +49,7 @@ def apgd(
 
 
 @within_eps("apgd-t")
-def apgd_targeted(
-    context: AttackContext,
-    *,
-    steps: int = 100,
-    restarts: int = 1,
-    targets: int = 9,
-) -> Tensor:
+def apgd_targeted(context: AttackContext, *, steps: int = 100, restarts: int = 1, targets: int = 9) -> Tensor:
     """Auto-PGD on the targeted DLR loss, toward one class after the other, the most likely first.
 
     Args: as every attack, see registry.py (``targeted``: aim at ``y`` only, away from what the classifier says), and

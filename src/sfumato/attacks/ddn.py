@@ -12,13 +12,7 @@ from sfumato.attacks.registry import minimal
 
 
 @minimal("ddn", "L2")
-def ddn(
-    context: AttackContext,
-    *,
-    steps: int = 300,
-    gamma: float = 0.05,
-    initial_norm: float = 1.0,
-) -> Tensor:
+def ddn(context: AttackContext, *, steps: int = 300, gamma: float = 0.05, initial_norm: float = 1.0) -> Tensor:
     """The closest adversarial example in L2 (algorithm 1 of the paper, without rounding to 8 bits).
 
     Each step follows the normalised gradient and then sets the perturbation's length to ``eps``, which shrinks by

@@ -18,13 +18,7 @@ if TYPE_CHECKING:
 
 
 @minimal("deepfool", "L2", "Linf")
-def deepfool(
-    context: AttackContext,
-    *,
-    steps: int = 50,
-    overshoot: float = 0.02,
-    candidates: int = 10,
-) -> Tensor:
+def deepfool(context: AttackContext, *, steps: int = 50, overshoot: float = 0.02, candidates: int = 10) -> Tensor:
     """An adversarial example near ``x`` in L2 or Linf (algorithm 2 of the paper), in very few gradient evaluations.
 
     Each step linearises the classifier and adds the smallest perturbation that reaches the nearest boundary of the

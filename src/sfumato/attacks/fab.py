@@ -27,13 +27,7 @@ _ROUNDS = 100  # of a finite, rising iteration that takes fewer than ten in prac
 
 
 @within_eps("fab", eps=None)
-def fab(
-    context: AttackContext,
-    *,
-    steps: int = 100,
-    restarts: int = 1,
-    targets: int = 9,
-) -> Tensor:
+def fab(context: AttackContext, *, steps: int = 100, restarts: int = 1, targets: int = 9) -> Tensor:
     """FAB-T: the nearest adversarial point.
 
     A sample leaves as soon as it is fooled within ``eps``, and one that is not comes back as it was. Where ``eps`` is None

@@ -19,11 +19,7 @@ _FAR = 1e6  # a step this long, projected, ends where the linear loss is largest
 
 
 @within_eps("fgsm")
-def fgsm(
-    context: AttackContext,
-    *,
-    loss: str = "ce",
-) -> Tensor:
+def fgsm(context: AttackContext, *, loss: str = "ce") -> Tensor:
     """The point of ball and box where the loss, made linear at ``x``, is largest.
 
     Args: as every attack, see registry.py, and
@@ -49,13 +45,7 @@ def fgsm(
 
 
 @within_eps("gradient-ascent", ("L2", "Linf", "L1"), eps=1.0)
-def gradient_ascent(
-    context: AttackContext,
-    *,
-    steps: int = 100,
-    rate: float = 0.1,
-    loss: str = "ce",
-) -> Tensor:
+def gradient_ascent(context: AttackContext, *, steps: int = 100, rate: float = 0.1, loss: str = "ce") -> Tensor:
     """The lecture to the letter: ``x <- x + a * grad_x loss(x, y)``, kept in the box and the ball.
 
     The steps are as long as the gradient: where the classifier is sure the loss is flat and little happens, which is

@@ -25,13 +25,7 @@ GROWTH = 1.5  # of an L0 ball in which nothing was found yet
 
 
 @minimal("fmn", "Linf", "L2", "L1", "L0")
-def fmn(
-    context: AttackContext,
-    *,
-    steps: int = 200,
-    alpha: float | None = None,
-    gamma: float | None = None,
-) -> Tensor:
+def fmn(context: AttackContext, *, steps: int = 200, alpha: float | None = None, gamma: float | None = None) -> Tensor:
     """The closest adversarial example in L0, L1, L2 or Linf (algorithm 1 of the paper).
 
     Each step first moves ``eps``: to the boundary of the linearised classifier until an adversarial point has been

@@ -32,11 +32,7 @@ NUMBERS_AT_ONCE = 2**24  # pixels in one batch of queries
 
 @minimal("hop-skip-jump", "L2", "Linf")
 def hop_skip_jump(
-    context: AttackContext,
-    *,
-    steps: int = 32,
-    evaluations: int = 100,
-    starts: Tensor | None = None,
+    context: AttackContext, *, steps: int = 32, evaluations: int = 100, starts: Tensor | None = None
 ) -> Tensor:
     """The closest adversarial example in L2 or Linf that labels alone lead to (algorithm 2 of the paper).
 

@@ -17,13 +17,7 @@ Objective = Callable[[Tensor, Tensor], tuple[Tensor, Tensor]]
 
 
 @minimal("lbfgs", "L2")
-def lbfgs(
-    context: AttackContext,
-    *,
-    steps: int = 50,
-    search_steps: int = 10,
-    c: float = 1.0,
-) -> Tensor:
+def lbfgs(context: AttackContext, *, steps: int = 50, search_steps: int = 10, c: float = 1.0) -> Tensor:
     """The closest adversarial example in L2 by box-constrained L-BFGS (section 4.1 of the paper).
 
     Minimises ``c |r|^2 + loss(x + r)`` over ``x + r`` in [0, 1] and searches, for each sample, the largest ``c``

@@ -30,12 +30,7 @@ _SALT = 4000
 
 
 @within_eps("square")
-def square(
-    context: AttackContext,
-    *,
-    queries: int = 5000,
-    share: float = SHARE,
-) -> Tensor:
+def square(context: AttackContext, *, queries: int = 5000, share: float = SHARE) -> Tensor:
     """Random search for the largest margin; uses no gradient.
 
     Samples (B, H, W) and (B, d) count as one channel, and one channel of one row.
