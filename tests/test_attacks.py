@@ -6,6 +6,7 @@ import copy
 import importlib
 import math
 from collections.abc import Callable
+from functools import partial
 
 import pytest
 import torch
@@ -26,15 +27,16 @@ Attack = Callable[..., Tensor]
 
 NORMS = ("Linf", "L2", "L1")
 SHAPES = ((8,), (4, 6), (1, 6, 6))
-STEEPEST: dict[str, tuple[Attack, dict]] = {
-    "fgsm": (fgsm, {}),
-    "pgd": (pgd, {}),
-    "pgd momentum": (pgd, {"momentum": 0.9}),
-    "apgd ce": (apgd, {}),
-    "apgd dlr": (apgd, {"loss": "dlr"}),
-    "apgd-t": (apgd_targeted, {}),
-    "gradient ascent": (gradient_ascent, {"rate": 0.3}),
+STEEPEST: dict[str, Attack] = {
+    "fgsm": fgsm,
+    "pgd": pgd,
+    "pgd momentum": partial(pgd, momentum=0.9),
+    "apgd ce": apgd,
+    "apgd dlr": partial(apgd, loss="dlr"),
+    "apgd-t": apgd_targeted,
+    "gradient ascent": partial(gradient_ascent, rate=0.3),
 }
+EACH_SHAPE = pytest.mark.parametrize(("shape", "batch"), [*zip(SHAPES, (1, 3, 8), strict=True)], ids=str)
 
 
 class Linear:
@@ -66,7 +68,7 @@ def unmoved(classifier: Classifier, x: Tensor, y: Tensor, **settings: object) ->
 
 
 def check_threshold(attack: Attack, case: Linear, norm: str, targeted: bool, **own: object) -> None:
-    """Just above the smallest perturbation every sample falls, just below none does; and all stay in ball and box."""
+    """Just above the smallest perturbation every sample is fooled, just below none; and all stay in ball and box."""
     smallest = case.distances(norm).amin(1)
     y = 1 - case.y if targeted else case.y
     for factor, wanted in ((1.02, True), (0.98, False)):
@@ -82,14 +84,13 @@ def check_threshold(attack: Attack, case: Linear, norm: str, targeted: bool, **o
 
 
 @pytest.mark.parametrize("targeted", [False, True], ids=["untargeted", "targeted"])
-@pytest.mark.parametrize(("shape", "batch"), [*zip(SHAPES, (1, 3, 8), strict=True)], ids=str)
+@EACH_SHAPE
 @pytest.mark.parametrize("norm", NORMS)
 @pytest.mark.parametrize("name", STEEPEST)
 def test_steepest_ascent_needs_exactly_the_smallest_perturbation(
     name: str, norm: str, shape: tuple[int, ...], batch: int, targeted: bool
 ):
-    attack, own = STEEPEST[name]
-    check_threshold(attack, Linear(shape, 2, batch), norm, targeted, **own)
+    check_threshold(STEEPEST[name], Linear(shape, 2, batch), norm, targeted)
 
 
 @pytest.mark.parametrize("shape", SHAPES, ids=str)
@@ -109,7 +110,7 @@ def test_a_no_op_fails():
 
 
 @pytest.mark.parametrize("classes", [2, 3, 5])
-@pytest.mark.parametrize(("shape", "batch"), [*zip(SHAPES, (1, 3, 8), strict=True)], ids=str)
+@EACH_SHAPE
 @pytest.mark.parametrize("norm", NORMS)
 def test_fab_comes_close_to_the_smallest_perturbation(norm: str, shape: tuple[int, ...], batch: int, classes: int):
     case = Linear(shape, classes, batch)
@@ -120,7 +121,7 @@ def test_fab_comes_close_to_the_smallest_perturbation(norm: str, shape: tuple[in
     assert ((ratio > 0.999) & (ratio < 1.05)).all(), ratio
 
 
-def test_fab_goes_where_it_is_told():
+def test_fab_reaches_the_label_wanted():
     case = Linear((4, 6), 5, 8)
     wanted = (case.y + 1) % 5
     x_adv = fab(case.classifier, case.x, wanted, norm="L2", targeted=True, steps=50)
@@ -141,18 +142,16 @@ def test_hyperplanes_are_reached_by_the_shortest_way_inside_the_box(norm: str):
         clean, w, c = x[i].double().numpy(), normal[i].double().numpy(), float(value[i])
         bounds = [*zip([0.0] * 7, 1 - clean, strict=True), *zip([0.0] * 7, clean, strict=True)]  # up, down
         both = [*w, *-w]
+        on_it = {"type": "eq", "fun": lambda v, w=w, c=c: w @ (v[:7] - v[7:]) - c}
         if norm == "L2":
-            best = minimize(
-                lambda v: ((v[:7] - v[7:]) ** 2).sum(), [0.1] * 14, method="SLSQP", bounds=bounds,
-                constraints=[{"type": "eq", "fun": lambda v, both=both, c=c: sum(a * b for a, b in zip(both, v, strict=True)) - c}],
-            ).fun ** 0.5  # fmt: skip
+            size = minimize(lambda v: ((v[:7] - v[7:]) ** 2).sum(), [0.1] * 14, bounds=bounds, constraints=on_it)
+            best = size.fun**0.5
         elif norm == "L1":
             best = linprog([1.0] * 14, A_eq=[both], b_eq=[c], bounds=bounds).fun
         else:  # one more unknown, the largest entry
             rows = [[float(i == j) for i in range(14)] + [-1.0] for j in range(14)]
-            best = linprog(
-                [0.0] * 14 + [1.0], A_ub=rows, b_ub=[0.0] * 14, A_eq=[[*both, 0.0]], b_eq=[c], bounds=[*bounds, (0, 1)]
-            ).fun
+            below, on_plane = {"A_ub": rows, "b_ub": [0.0] * 14}, {"A_eq": [[*both, 0.0]], "b_eq": [c]}
+            best = linprog([0.0] * 14 + [1.0], **below, **on_plane, bounds=[*bounds, (0, 1)]).fun
         assert float(norm_of(found[i : i + 1], norm)) == pytest.approx(best, rel=2e-3)
 
 
@@ -178,9 +177,8 @@ def test_losses_against_their_definitions(classes: int):
         scale = ordered[0] - (ordered[2] + ordered[3]) / 2 if classes > 3 else 1.0
         assert float(targeted_dlr(*one, target[i : i + 1])) == pytest.approx(aimed / scale)
     for loss in (cross_entropy, margin, dlr, lambda z, labels: targeted_dlr(z, labels, target)):
-        assert torch.autograd.gradcheck(
-            lambda z, loss=loss: loss(z, y), logits.clone().requires_grad_(), eps=1e-7, atol=1e-5
-        )
+        leaf = logits.clone().requires_grad_()
+        assert torch.autograd.gradcheck(lambda z, loss=loss: loss(z, y), leaf, eps=1e-7, atol=1e-5)
 
 
 @pytest.mark.parametrize("size", [1e-20, 1e4, 1e30])
@@ -207,13 +205,13 @@ def test_logits_that_are_no_numbers_are_no_success():
 # -- a small network ------------------------------------------------------------------------------------------------------
 
 
-ON_DIGITS: dict[str, tuple[Attack, dict]] = {
-    "fgsm": (fgsm, {}),
-    "pgd": (pgd, {"restarts": 2, "steps": 10}),
-    "apgd": (apgd, {"steps": 20}),
-    "apgd-t": (apgd_targeted, {"steps": 10, "targets": 3}),
-    "fab": (fab, {"steps": 5, "targets": 3, "restarts": 2}),
-    "square": (square, {"queries": 100}),
+ON_DIGITS: dict[str, Attack] = {
+    "fgsm": fgsm,
+    "pgd": partial(pgd, restarts=2, steps=10),
+    "apgd": partial(apgd, steps=20),
+    "apgd-t": partial(apgd_targeted, steps=10, targets=3),
+    "fab": partial(fab, steps=5, targets=3, restarts=2),
+    "square": partial(square, queries=100),
 }
 SIZES = {"Linf": 0.1, "L2": 0.5, "L1": 2.0}
 
@@ -225,10 +223,10 @@ def test_results_depend_on_neither_batches_nor_order(name: str, norm: str):
     # In float64 batches of another size change too little to turn a sign.
     classifier = Classifier(copy.deepcopy(net).double())
     x, y = x[:12].double(), y[:12]
-    attack, own = ON_DIGITS[name]
-    together = attack(classifier, x, y, norm=norm, eps=SIZES[norm], seed=3, batch_size=12, **own)
+    attack = partial(ON_DIGITS[name], classifier, norm=norm, eps=SIZES[norm], seed=3)
+    together = attack(x, y, batch_size=12)
     order = torch.randperm(12, generator=torch.Generator().manual_seed(0))
-    apart = attack(classifier, x[order], y[order], norm=norm, eps=SIZES[norm], seed=3, ids=order, batch_size=5, **own)
+    apart = attack(x[order], y[order], ids=order, batch_size=5)
     torch.testing.assert_close(apart, together[order], atol=1e-6, rtol=0)
 
 
@@ -240,9 +238,8 @@ def test_the_model_is_left_alone(name: str):
     before = {key: value.clone() for key, value in net.state_dict().items()}
     clean = x.clone()
     try:
-        attack, own = ON_DIGITS[name]
-        first = attack(Classifier(net), x[:6], y[:6], norm="Linf", eps=0.1, **own)
-        assert torch.equal(first, attack(Classifier(net), x[:6], y[:6], norm="Linf", eps=0.1, **own))
+        first, again = (ON_DIGITS[name](Classifier(net), x[:6], y[:6], norm="Linf", eps=0.1) for _ in range(2))
+        assert torch.equal(first, again)
         assert all(module.training for module in net.modules())
         assert [p.requires_grad for p in net.parameters()] == [False] + [True] * 5
         assert all(p.grad is None for p in net.parameters())
@@ -261,11 +258,11 @@ def test_sizes_per_sample_and_a_float64_model():
         assert fooled(case.classifier, x_adv, case.y).tolist() == [False, True] * 4
 
 
-def test_fallen_samples_cost_nothing_more():
+def test_fooled_samples_cost_nothing_more():
     net, x, y = digits()
     classifier = Classifier(net.eval())
     pgd(classifier, x, y, eps=0.5, steps=40)
-    assert classifier.backwards < 5 * len(x)  # all fall in a step or two
+    assert classifier.backwards < 5 * len(x)  # all are fooled in a step or two
     classifier.reset_counts()
     apgd(classifier, x, y, eps=0.5)
     assert classifier.backwards < 8 * len(x)
@@ -295,29 +292,23 @@ def test_square_looks_ahead_and_remembers_without_changing_its_path(norm: str, m
     net, x, y = digits()
     classifier = Classifier(copy.deepcopy(net).eval().double())
     x, y = x[:5].double(), y[:5]
-    ahead = square(classifier, x, y, norm=norm, eps=SIZES[norm] / 2, queries=400)
+    attack = partial(square, classifier, x, y, norm=norm, eps=SIZES[norm] / 2, queries=400)
+    ahead = attack()
     module = importlib.import_module("sfumato.attacks.square_search")
     monkeypatch.setattr(module, "MOST_AT_ONCE", 1)
     monkeypatch.setattr(module, "MOST_REMEMBERED", 0)
-    torch.testing.assert_close(
-        square(classifier, x, y, norm=norm, eps=SIZES[norm] / 2, queries=400), ahead, atol=1e-9, rtol=0
-    )
+    torch.testing.assert_close(attack(), ahead, atol=1e-9, rtol=0)
 
 
 def test_stronger_attacks_find_more():
     net, x, y = digits()
     classifier, x, y = Classifier(net.eval()), x[:30], y[:30]
-    weaker: dict[str, tuple[Attack, dict]] = {
-        "fgsm": (fgsm, {}), "pgd": (pgd, {}), "apgd": (apgd, {"steps": 40}), "apgd-t": (apgd_targeted, {"steps": 40}),
-        "fab": (fab, {"steps": 20, "targets": 4}),
-    }  # fmt: skip
+    short = {"fgsm": {}, "pgd": {}, "apgd": {"steps": 40}, "apgd-t": {"steps": 40}, "fab": {"steps": 20, "targets": 4}}
     for norm, eps in SIZES.items():
-        fell = {
-            name: int(fooled(classifier, attack(classifier, x, y, norm=norm, eps=eps, **own), y).sum())
-            for name, (attack, own) in weaker.items()
-        }
-        assert all(fell[name] <= fell["apgd-t"] + 1 for name in ("fgsm", "pgd", "apgd")), (norm, fell)
-        assert fell["fab"] >= fell["fgsm"], (norm, fell)
+        found = {name: ATTACKS[name](classifier, x, y, norm=norm, eps=eps, **own) for name, own in short.items()}
+        hits = {name: int(fooled(classifier, x_adv, y).sum()) for name, x_adv in found.items()}
+        assert all(hits[name] <= hits["apgd-t"] + 1 for name in ("fgsm", "pgd", "apgd")), (norm, hits)
+        assert hits["fab"] >= hits["fgsm"], (norm, hits)
 
 
 # -- the ensemble ---------------------------------------------------------------------------------------------------------
@@ -362,9 +353,7 @@ def test_squares_pyramids_by_their_formula(norm: str, power: int):
     wanted = torch.zeros(6, 5)
     for row in range(3):
         for column in range(5):
-            first = max(
-                abs(row - 1), abs(column - 2)
-            )  # the centre of 3 x 5 is (1, 2), and the third rectangle holds all
+            first = max(abs(row - 1), abs(column - 2))  # the centre of 3 x 5 is (1, 2); the third rectangle holds all
             wanted[row, column] = sum((ring + 1.0) ** -power for ring in range(first, 3))
     wanted[3:] = -wanted[:3]
     size = wanted.abs().sum() if norm == "L1" else wanted.square().sum().sqrt()

@@ -16,9 +16,8 @@ from sfumato.core.streams import Streams
 
 ALL = ("Linf", "L2", "L1", "L0")
 SHAPES = ((5,), (2, 3), (2, 4, 4))
-CASES = st.tuples(
-    st.sampled_from(ALL), st.sampled_from(SHAPES), st.integers(0, 10_000), st.floats(0.05, 6), st.floats(0.1, 3)
-)
+NORM, SHAPE, SEED = st.sampled_from(ALL), st.sampled_from(SHAPES), st.integers(0, 10_000)
+EPS, SIZE = st.floats(0.05, 6), st.floats(0.1, 3)
 
 
 def drawn(shape: tuple[int, ...], seed: int, size: float) -> tuple[Tensor, Tensor]:
@@ -29,9 +28,8 @@ def drawn(shape: tuple[int, ...], seed: int, size: float) -> tuple[Tensor, Tenso
 
 
 @settings(max_examples=80, deadline=None)
-@given(CASES)
-def test_projection_onto_box_and_ball(case: tuple[str, tuple[int, ...], int, float, float]):
-    norm, shape, seed, eps, size = case
+@given(NORM, SHAPE, SEED, EPS, SIZE)
+def test_projection_onto_box_and_ball(norm: str, shape: tuple[int, ...], seed: int, eps: float, size: float):
     x, delta = drawn(shape, seed, size)
     found = project_box_ball(x, delta, norm, eps)
     assert (norm_of(found, norm) <= eps * (1 + 1e-6) + 1e-7).all()
@@ -47,18 +45,14 @@ def test_projection_onto_box_and_ball(case: tuple[str, tuple[int, ...], int, flo
                 order = torch.rand(3, delta[0].numel(), generator=generator).argsort(1)
                 other = other * (order < int(eps)).reshape(other.shape)
             other = torch.maximum(torch.minimum(other, 1 - x), -x)
-            other = (
-                other * per_sample((eps / norm_of(other, norm).clamp_min(1e-9)).clamp_max(1), other)
-                if norm != "L0"
-                else other
-            )
+            if norm != "L0":
+                other *= per_sample((eps / norm_of(other, norm).clamp_min(1e-9)).clamp_max(1), other)
             assert (norm_of(other - delta, "L2") >= distance - 1e-5).all()
 
 
 @settings(max_examples=40, deadline=None)
-@given(CASES)
-def test_projection_onto_the_ball(case: tuple[str, tuple[int, ...], int, float, float]):
-    norm, shape, seed, eps, size = case
+@given(NORM, SHAPE, SEED, EPS, SIZE)
+def test_projection_onto_the_ball(norm: str, shape: tuple[int, ...], seed: int, eps: float, size: float):
     delta = drawn(shape, seed, size)[1]
     found = project(delta, norm, eps)
     assert (norm_of(found, norm) <= eps * (1 + 1e-6)).all()
@@ -80,15 +74,14 @@ def test_projection_against_an_optimiser(norm: str, seed: int):
     found = project_box_ball(x, delta, norm, eps)
     for clean, wanted, ours in zip(x.double().numpy(), delta.double().numpy(), found.numpy(), strict=True):
         # delta = up - down makes the L1 ball a linear constraint
-        ball = {
-            "type": "ineq",
-            "fun": (lambda v: eps - v.sum()) if norm == "L1" else (lambda v: eps**2 - ((v[:5] - v[5:]) ** 2).sum()),
-        }
-        best = minimize(
-            lambda v, wanted=wanted: ((v[:5] - v[5:] - wanted) ** 2).sum(), np.zeros(10), method="SLSQP",
-            bounds=[*zip(np.zeros(5), 1 - clean, strict=True), *zip(np.zeros(5), clean, strict=True)],
-            constraints=[ball], options={"ftol": 1e-12, "maxiter": 500},
-        )  # fmt: skip
+        left = (lambda v: eps - v.sum()) if norm == "L1" else (lambda v: eps**2 - ((v[:5] - v[5:]) ** 2).sum())
+        ball, exact = {"type": "ineq", "fun": left}, {"ftol": 1e-12, "maxiter": 500}
+        box = [*zip(np.zeros(5), 1 - clean, strict=True), *zip(np.zeros(5), clean, strict=True)]
+
+        def away(v: np.ndarray, wanted: np.ndarray = wanted) -> float:
+            return ((v[:5] - v[5:] - wanted) ** 2).sum()
+
+        best = minimize(away, np.zeros(10), method="SLSQP", bounds=box, constraints=[ball], options=exact)
         np.testing.assert_allclose(ours, best.x[:5] - best.x[5:], atol=2e-3)
 
 
@@ -106,9 +99,8 @@ def test_steepest_step_attains_the_dual_norm(norm: str):
     torch.testing.assert_close(norm_of(step, norm), torch.ones(4))
     torch.testing.assert_close((step * slope).sum((1, 2)), norm_of(slope, dual(norm)))
     assert not steepest(torch.zeros_like(slope), norm).any()
-    torch.testing.assert_close(
-        steepest(1e-35 * slope, norm), step, atol=1e-4, rtol=0
-    )  # tiny gradients keep their direction
+    tiny = steepest(1e-35 * slope, norm)  # keeps its direction
+    torch.testing.assert_close(tiny, step, atol=1e-4, rtol=0)
 
 
 def test_sparse_steps_share_evenly():
@@ -154,9 +146,8 @@ def test_streams_are_distributed_as_they_say():
     for values, law in ((streams.uniform((2000,)), "uniform"), (streams.normal((2000,)), "norm")):
         assert stats.kstest(values.flatten().numpy(), law).pvalue > 1e-3
         assert abs(float(torch.corrcoef(values).triu(1).abs().max())) < 0.12  # samples, of 2000 numbers each
-        assert (
-            abs(float(torch.corrcoef(torch.stack([values[:, 1:].flatten(), values[:, :-1].flatten()]))[0, 1])) < 0.015
-        )
+        neighbours = torch.stack([values[:, 1:].flatten(), values[:, :-1].flatten()])
+        assert abs(float(torch.corrcoef(neighbours)[0, 1])) < 0.015
     counts = streams.integers(5, (2000,)).flatten().bincount(minlength=5)
     assert stats.chisquare(counts.numpy()).pvalue > 1e-3
     assert abs(float(streams.sign((2000,)).mean())) < 0.02

@@ -22,14 +22,22 @@ from sfumato.classifiers import Classifier
 foolbox = importlib.import_module("foolbox")  # for a type checker, its attacks are private
 
 
+Case = tuple[nn.Module, Tensor, Tensor]
+
+
 @pytest.fixture(scope="module")
-def case() -> tuple[nn.Module, Tensor, Tensor]:
+def case() -> Case:
     """The network in evaluation mode, and images so far from black and white that the box does not cut a small step."""
     net, x, y = copy.deepcopy(digits())  # the peers leave gradients in it
     x = 0.2 + 0.6 * x
     known = net.eval()(x).argmax(1) == y
     assert int(known.sum()) >= 20
     return net, x[known][:20], y[known][:20]
+
+
+def by_foolbox(attack: Any, case: Case, **settings: float) -> Tensor:
+    net, x, y = case
+    return attack.run(foolbox.PyTorchModel(net, bounds=(0, 1)), x, foolbox.criteria.Misclassification(y), **settings)
 
 
 @pytest.mark.slow
@@ -44,23 +52,19 @@ def test_the_ensemble_agrees_with_autoattack():
     assert ours.tolist() == theirs.tolist()
 
 
-def test_fgsm_is_that_of_torchattacks_and_foolbox(case: tuple[nn.Module, Tensor, Tensor]):
+def test_fgsm_is_that_of_torchattacks_and_foolbox(case: Case):
     net, x, y = case
     for norm, eps in (("Linf", 0.05), ("L2", 0.15)):
         ours = fgsm(Classifier(net), x, y, norm=norm, eps=eps)
         peer: Any = foolbox.attacks.FGSM() if norm == "Linf" else foolbox.attacks.L2FastGradientAttack()
-        theirs = peer.run(
-            foolbox.PyTorchModel(net, bounds=(0, 1)), x, foolbox.criteria.Misclassification(y), epsilon=eps
-        )
+        theirs = by_foolbox(peer, case, epsilon=eps)
         torch.testing.assert_close(ours, theirs, atol=2e-6, rtol=0)
         if norm == "Linf":
             torch.testing.assert_close(ours, torchattacks.FGSM(net, eps=eps)(x, y), atol=2e-6, rtol=0)
 
 
 @pytest.mark.parametrize(("norm", "eps"), [("Linf", 0.05), ("L2", 0.15)])
-def test_projected_gradient_ascent_is_the_pgd_of_torchattacks(
-    case: tuple[nn.Module, Tensor, Tensor], norm: str, eps: float
-):
+def test_projected_gradient_ascent_is_the_pgd_of_torchattacks(case: Case, norm: str, eps: float):
     """Step by step, all steps taken: so the ascent itself, which `pgd` leaves as soon as a sample is fooled."""
     net, x, y = case
 
@@ -85,13 +89,11 @@ L2_DEEPFOOL, LINF_DEEPFOOL = foolbox.attacks.L2DeepFoolAttack(), foolbox.attacks
     ],
     ids=["deepfool-L2", "deepfool-Linf", "ddn"],
 )
-def test_minimal_perturbations_are_no_longer_than_foolboxs(
-    case: tuple[nn.Module, Tensor, Tensor], attack: Any, peer: Any, norm: str, most: float
-):
+def test_minimal_perturbations_are_no_longer_than_foolboxs(case: Case, attack: Any, peer: Any, norm: str, most: float):
     """Shorter by a little: ours end with a search for the boundary."""
     net, x, y = case
     ours = attack(Classifier(net), x, y, norm=norm, steps=peer.steps)
-    theirs = peer.run(foolbox.PyTorchModel(net, bounds=(0, 1)), x, foolbox.criteria.Misclassification(y))
+    theirs = by_foolbox(peer, case)
     assert (net(ours).argmax(1) != y).all() and (net(theirs).argmax(1) != y).all()
     share = norm_of(ours - x, norm) / norm_of(theirs - x, norm)
     assert float(share.max()) <= most and 0.9 <= float(share.mean()) <= 1

@@ -53,9 +53,8 @@ def trained() -> tuple[Classifier, Tensor, Tensor, Tensor, Tensor]:
     y = torch.from_numpy(labels[order]).long()
     with torch.random.fork_rng():
         torch.manual_seed(0)
-        net = nn.Sequential(
-            nn.Conv2d(1, 16, 3, padding=1), nn.ReLU(), nn.MaxPool2d(2), nn.Flatten(), nn.Linear(256, 10)
-        )
+        first = nn.Conv2d(1, 16, 3, padding=1)
+        net = nn.Sequential(first, nn.ReLU(), nn.MaxPool2d(2), nn.Flatten(), nn.Linear(256, 10))
         optimizer = torch.optim.Adam(net.parameters(), 3e-3)
         for _ in range(15):
             for rows in torch.randperm(1200).split(64):
@@ -118,9 +117,8 @@ def test_a_known_shift_is_found(search: str):
     assert found.min() >= 0 and found.max() <= 1
     assert float(found[..., 8:].sum()) > float(found[..., :8].sum())  # it went to the right
     goal = torch.full((2,), 2)  # downwards instead
-    assert not fooled(
-        classifier, spatial(classifier, x, goal, targeted=True, degrees=0, shift=2, search=search), goal, True
-    ).any()
+    too_short = spatial(classifier, x, goal, targeted=True, degrees=0, shift=2, search=search)
+    assert not fooled(classifier, too_short, goal, True).any()
     down = spatial(classifier, x, goal, targeted=True, degrees=0, shift=7, search=search, trials=200)
     assert bool(fooled(classifier, down, goal, True).all())
 
@@ -139,11 +137,9 @@ def test_the_worst_candidate_is_returned():
     x, y = x[:40], y[:40]
     worst = margin(classifier.logits(spatial(classifier, x, y, degrees=10, shift=1, angles=3, shifts=3)), y)
     zero = torch.zeros(len(x))
-    for angle in (-10, 0, 10):
-        for right in (-1, 0, 1):
-            for down in (-1, 0, 1):
-                moved = rigid(x, zero + angle, zero + right, zero + down)
-                assert bool((margin(classifier.logits(moved), y) <= worst + 1e-3).all())
+    for angle, right, down in itertools.product((-10, 0, 10), (-1, 0, 1), (-1, 0, 1)):
+        moved = rigid(x, zero + angle, zero + right, zero + down)
+        assert bool((margin(classifier.logits(moved), y) <= worst + 1e-3).all())
     assert bool((worst > margin(classifier.logits(x), y)).any())
 
 
