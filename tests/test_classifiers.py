@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import pytest
@@ -212,12 +213,8 @@ def test_pixels_outside_0_and_1_are_refused(value: float):
     x = pictures()
     x[2, 1, 3, 3] = value
     classifier = Classifier(small_network())
-    for call in (
-        classifier,
-        classifier.predict,
-        classifier.logits,
-        lambda x: classifier.gradient(x, lambda z: z[:, 0]),
-    ):
+    gradient = partial(classifier.gradient, loss=lambda z: z[:, 0])
+    for call in (classifier, classifier.predict, classifier.logits, gradient):
         with pytest.raises(InputError, match="between 0 and 1"):
             call(x)
     assert classifier.forwards == 0

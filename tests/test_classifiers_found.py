@@ -67,26 +67,13 @@ def vit(tmp_path_factory: pytest.TempPathFactory) -> Path:
     transformers = pytest.importorskip("transformers", reason="transformers is not installed")
     folder = tmp_path_factory.mktemp("vit")
     torch.manual_seed(0)
-    config = transformers.ViTConfig(
-        hidden_size=16,
-        num_hidden_layers=1,
-        num_attention_heads=2,
-        intermediate_size=16,
-        image_size=16,
-        patch_size=8,
-        id2label={0: "cat", 1: "dog", 2: "crane", 3: "crane"},
-    )
+    sizes = {"hidden_size": 16, "intermediate_size": 16, "image_size": 16, "patch_size": 8}
+    names = {0: "cat", 1: "dog", 2: "crane", 3: "crane"}
+    config = transformers.ViTConfig(num_hidden_layers=1, num_attention_heads=2, id2label=names, **sizes)
     transformers.ViTForImageClassification(config).save_pretrained(folder)
-    settings = {
-        "image_processor_type": "ViTImageProcessor",
-        "do_normalize": True,
-        "do_rescale": True,
-        "do_resize": True,
-        "image_mean": [0.5, 0.4, 0.3],
-        "image_std": [0.2, 0.25, 0.3],
-        "rescale_factor": 1 / 255,
-        "size": {"height": 16, "width": 16},
-    }
+    settings = dict.fromkeys(("do_normalize", "do_rescale", "do_resize"), True)
+    settings |= {"image_processor_type": "ViTImageProcessor", "size": {"height": 16, "width": 16}}
+    settings |= {"image_mean": [0.5, 0.4, 0.3], "image_std": [0.2, 0.25, 0.3], "rescale_factor": 1 / 255}
     (folder / "preprocessor_config.json").write_text(json.dumps(settings))
     return folder
 
@@ -120,26 +107,24 @@ def test_a_transformers_model_without_a_trained_head_is_refused(vit: Path, tmp_p
 
     for file in ("config.json", "preprocessor_config.json"):
         (tmp_path / file).write_bytes((vit / file).read_bytes())
-    body = {
-        name: value for name, value in load_file(vit / checkpoint.MODEL).items() if not name.startswith("classifier")
-    }
+    tensors = load_file(vit / checkpoint.MODEL)
+    body = {name: value for name, value in tensors.items() if not name.startswith("classifier")}
     save_file(body, tmp_path / checkpoint.MODEL, {"format": "pt"})
     with pytest.raises(InputError, match=r"no weights for 'classifier\.bias'"):
         find_classifier(tmp_path, "cpu")
 
 
+STATISTICS = {"image_mean": [0.5, 0.4, 0.3], "image_std": [0.2, 0.3, 0.4]}
+OFFSET = {"rescale_factor": 1 / 127.5, "rescale_offset": True}
+
+
 @pytest.mark.parametrize(
     "settings",
     [
-        {"image_mean": [0.5, 0.4, 0.3], "image_std": [0.2, 0.3, 0.4]},
-        {
-            "image_mean": [0.5, 0.4, 0.3],
-            "image_std": [0.2, 0.3, 0.4],
-            "rescale_factor": 1 / 127.5,
-            "rescale_offset": True,
-        },
+        STATISTICS,
+        STATISTICS | OFFSET,
         {"do_normalize": False},
-        {"do_normalize": False, "rescale_factor": 1 / 127.5, "rescale_offset": True},
+        {"do_normalize": False, **OFFSET},
         {"do_rescale": False, "image_mean": 120.0, "image_std": 60.0},
     ],
 )
@@ -150,9 +135,8 @@ def test_an_image_processors_arithmetic_is_kept(settings: dict[str, Any]):
     if settings.get("do_rescale", True):
         expected = expected * settings.get("rescale_factor", 1 / 255) - (1 if settings.get("rescale_offset") else 0)
     if settings.get("do_normalize", True):
-        expected = (expected - np.reshape(settings["image_mean"], (-1, 1, 1))) / np.reshape(
-            settings["image_std"], (-1, 1, 1)
-        )
+        m, s = (np.reshape(settings[key], (-1, 1, 1)) for key in ("image_mean", "image_std"))
+        expected = (expected - m) / s
     mean, std = processor_statistics(settings, "name")
     found = (x - np.reshape(mean, (-1, 1, 1))) / np.reshape(std, (-1, 1, 1))
     np.testing.assert_allclose(found, expected, rtol=1e-9, atol=1e-9)

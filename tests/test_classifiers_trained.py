@@ -14,7 +14,7 @@ import torch.nn.functional as F
 from safetensors.torch import save_file
 from torch import Tensor
 
-from helpers.classifiers import pictures, small_network
+from helpers.classifiers import classifier_steps, pictures, same, small_network
 from sfumato import classifiers
 from sfumato.classifiers import Classifier, find_classifier
 from sfumato.classifiers.accuracy import Accuracy
@@ -46,37 +46,18 @@ def test_augmented_images_are_shifted_and_mirrored_ones():
     assert torch.equal(augment(x, 0, False, torch.Generator()), x)
 
 
-def half_trained(folder: Path, **budget: Any) -> None:
-    for progress in classifiers.classifier_steps(
-        classifiers.ClassifierRequest(data="digits", out=folder, device="cpu", **budget)
-    ):  # type: ignore[arg-type]
-        if progress.step == 5:
-            return  # what is left of the generator is closed: as after Ctrl-C
-
-
 def test_a_stopped_training_ends_with_the_same_weights(tmp_path: Path):
     whole = classifiers.train_classifier("digits", tmp_path / "whole", epochs=0.75, device="cpu")
-    half_trained(tmp_path / "parts", epochs=0.75)
+    for progress in classifier_steps(tmp_path / "parts", epochs=0.75):
+        if progress.step == 5:
+            break  # what is left of the generator is closed: as after Ctrl-C
     assert not (tmp_path / "parts" / checkpoint.MODEL).exists()
-    steps = list(
-        classifiers.classifier_steps(
-            classifiers.ClassifierRequest(data="digits", out=tmp_path / "parts", epochs=0.75, device="cpu")
-        )
-    )
+    steps = list(classifier_steps(tmp_path / "parts", epochs=0.75))
     assert steps[0].step == 6 and steps[-1].step == 12
-    parts = classifiers.load_classifier(tmp_path / "parts", "cpu")
-    assert parts.module is not None and whole.module is not None
-    for name, tensor in whole.module.state_dict().items():
-        assert torch.equal(tensor, parts.module.state_dict()[name]), name
-    assert not list(
-        classifiers.classifier_steps(
-            classifiers.ClassifierRequest(data="digits", out=tmp_path / "parts", epochs=0.75, device="cpu")
-        )
-    )
+    assert same(whole, classifiers.load_classifier(tmp_path / "parts", "cpu"))
+    assert not list(classifier_steps(tmp_path / "parts", epochs=0.75))
     with pytest.raises(InputError, match="seed was 0, now 1"):
-        classifiers.classifier_steps(
-            classifiers.ClassifierRequest(data="digits", out=tmp_path / "parts", epochs=0.75, seed=1, device="cpu")
-        )
+        classifier_steps(tmp_path / "parts", epochs=0.75, seed=1)
 
 
 def test_saved_and_loaded_is_the_same_to_the_bit(tmp_path: Path):
@@ -90,9 +71,7 @@ def test_saved_and_loaded_is_the_same_to_the_bit(tmp_path: Path):
     torch.testing.assert_close(again(x), classifier(x), rtol=1e-5, atol=1e-5)
     assert again.labels == labels and again.size == (16, 12) and again.channels == 3
     assert classifier.mean is not None and again.mean is not None and torch.equal(classifier.mean, again.mean)
-    assert again.module is not None
-    for name, tensor in network.state_dict().items():
-        assert torch.equal(tensor, again.module.state_dict()[name])
+    assert same(classifier, again)
     assert classifiers.read_description(tmp_path)["test"]["accuracy"] == 0.5
     classifiers.save_classifier(tmp_path / "again", again)  # what was loaded can be saved
     assert torch.equal(find_classifier(tmp_path / "again", "cpu")(x), again(x))
@@ -121,25 +100,18 @@ def test_hostile_files_are_refused(saved: Path):
     save_file({"a": torch.zeros(1)}, file)
     with pytest.raises(InputError, match="not one of sfumato's"):
         find_classifier(saved)
-    for change in (
-        {"kind": "generator"},
-        {"format": 99},
-        {"network": "vit"},
-        {"network": "resnet"},
-        {"labels": ["a", "b"]},
-        {"labels": ["a", "a", "b"]},
-        {"labels": "abc"},
-        {"labels": [1, 2, 3]},
-        {"size": [8]},
-        {"size": [8, -1]},
-        {"size": [8, 10**9]},
-        {"channels": -1},
-        {"mean": ["a"]},
-        {"std": [0.0]},
-        {"mean": None},
-        {"channels": 10**7},
-    ):
-        checkpoint.write(saved, tensors, {**description, **change})
+    wrong: dict[str, list[Any]] = {
+        "kind": ["generator"],
+        "format": [99],
+        "network": ["vit", "resnet"],
+        "channels": [-1, 10**7],
+        "labels": [["a", "b"], ["a", "a", "b"], "abc", [1, 2, 3]],
+        "size": [[8], [8, -1], [8, 10**9]],
+        "mean": [["a"], None],
+        "std": [[0.0]],
+    }
+    for key, value in ((key, value) for key, values in wrong.items() for value in values):
+        checkpoint.write(saved, tensors, {**description, key: value})
         with pytest.raises(InputError):
             find_classifier(saved, "cpu")
     checkpoint.write(saved, {**tensors, "head.bias": torch.zeros(4)}, description)
@@ -148,29 +120,26 @@ def test_hostile_files_are_refused(saved: Path):
 
 
 def test_training_refuses_what_it_cannot_learn(tmp_path: Path):
-    digits = load("digits")
-    unlabelled = ImageSet(digits.images[:60], None, (), "bare", "train")
-    with pytest.raises(InputError, match="no labels"):
-        classifiers.classifier_steps(classifiers.ClassifierRequest(data=unlabelled, out=tmp_path / "a"))
-    with pytest.raises(InputError, match=r"unknown network 'convnett'.*did you mean 'convnet'"):
-        classifiers.classifier_steps(
-            classifiers.ClassifierRequest(data="digits", out=tmp_path / "a", network="convnett")
-        )
-    with pytest.raises(InputError, match="leaves no time"):
-        classifiers.classifier_steps(classifiers.ClassifierRequest(data="digits", out=tmp_path / "a", minutes=0))
-    with pytest.raises(InputError, match="shift 8"):
-        classifiers.classifier_steps(classifiers.ClassifierRequest(data="digits", out=tmp_path / "a", shift=8))
+    unlabelled = replace(load("digits"), images=load("digits").images[:60], labels=None, classes=())
+    wrong: list[tuple[dict[str, Any], str]] = [
+        ({"data": unlabelled}, "no labels"),
+        ({"network": "convnett"}, r"unknown network 'convnett'.*did you mean 'convnet'"),
+        ({"minutes": 0}, "leaves no time"),
+        ({"shift": 8}, "shift 8"),
+    ]
+    for how, sentence in wrong:
+        with pytest.raises(InputError, match=sentence):
+            classifier_steps(tmp_path / "a", **how)
     assert not (tmp_path / "a").exists()
     (tmp_path / "b").write_text("")
     with pytest.raises(InputError, match="is a file"):
-        classifiers.classifier_steps(classifiers.ClassifierRequest(data="digits", out=tmp_path / "b"))
+        classifier_steps(tmp_path / "b")
 
 
 def test_an_image_set_is_divided(tmp_path: Path):
     digits = load("digits")
-    part = replace(
-        digits, images=digits.images[:200], labels=digits.labels[:200] if digits.labels is not None else None
-    )
+    assert digits.labels is not None
+    part = replace(digits, images=digits.images[:200], labels=digits.labels[:200])
     classifiers.train_classifier(part, tmp_path, epochs=1, device="cpu")
     described = classifiers.read_description(tmp_path)
     assert described["test"]["count"] == 20 and described["test"]["data"] == "a tenth held out"

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -33,10 +34,8 @@ def test_certify_shows_the_curve_the_table_and_each_image(sfumato: Command, insi
     made = sfumato(*words, "--radii", "0.2,0.1", "-o", "cert")
     assert made.status == 0, made.err
     lines = made.out.splitlines()
-    assert (
-        lines[0].startswith("Smoothed with sigma 0.2 behind the denoiser of ")
-        and lines[-1] == "picture: cert/certificates.png"
-    )
+    assert lines[0].startswith("Smoothed with sigma 0.2 behind the denoiser of ")
+    assert lines[-1] == "picture: cert/certificates.png"
     result = json.loads((inside / "cert" / "certificates.json").read_text())
     assert result["schema"] == "sfumato.certificates/1" and result["stamp"]["denoiser"] == "float32"
     assert result["smoothing"] == {"sigma": 0.2, "mode": "sequential", "alpha": 0.001, "n0": 100, "n": 1500}
@@ -58,9 +57,8 @@ def test_certify_shows_the_curve_the_table_and_each_image(sfumato: Command, insi
     right = arrays["predicted"] == arrays["label"]
     for j, row in enumerate(table[1:]):
         reached = arrays["radius"] >= arrays["radii"][j]
-        assert (reached & right).sum() == row["certified"]["correct"] and (
-            reached == (arrays["verdicts"][:, j] == 1)
-        ).all()
+        assert (reached & right).sum() == row["certified"]["correct"]
+        assert (reached == (arrays["verdicts"][:, j] == 1)).all()
     assert (arrays["predicted"] == -1).sum() == result["abstained"]
     assert np.median(arrays["n"] + arrays["selection"]) == result["draws"]["median"]
     # Again, with another batch size: all but the clock and the network's passes is the same.
@@ -77,9 +75,8 @@ def test_certify_shows_the_curve_the_table_and_each_image(sfumato: Command, insi
 
 
 def test_certify_without_a_denoiser_by_cohens_procedure(sfumato: Command, inside: Path, digits_classifier: Path):
-    made = sfumato(
-        "certify", digits_classifier, *SMALL, "--samples", "400", "--mode", "cohen", "--attacked", "0", "-o", "cert"
-    )
+    how = ("--samples", "400", "--mode", "cohen", "--attacked", "0", "-o", "cert")
+    made = sfumato("certify", digits_classifier, *SMALL, *how)
     assert made.status == 0, made.err
     result = json.loads((inside / "cert" / "certificates.json").read_text())
     assert result["generator"] is None and result["attack"] is None and result["stamp"]["denoiser"] is None
@@ -112,24 +109,18 @@ def test_bad_options(sfumato: Command, inside: Path, digits_classifier: Path, wo
 
 def test_models_that_do_not_fit(sfumato: Command, inside: Path, digits_classifier: Path):
     words = ("certify", digits_classifier, *SMALL, "-o", "cert", "--generator")
-    for made, sentence in (
-        (saved_generator(inside / "large", side=16), "the classifier takes 8x8 pixels, the generator makes 16x16"),
-        (
-            saved_generator(inside / "colour", channels=3),
-            "the classifier takes grey images, the generator makes colour ones",
-        ),
-        (
-            saved_generator(inside / "letters", classes=("a", "b")),
-            "the classifier knows a class '0', the generator does not",
-        ),
-        (saved_generator(inside / "told", drop="0"), "cannot do without a label"),
-        (saved_generator(inside / "rungs", sharing="rung", rungs="2,2"), "a network for each of its rungs alone"),
-    ):
-        assert sentence in sfumato(*words, made).sentence
+    kinds: list[tuple[dict[str, Any], str]] = [
+        ({"side": 16}, "the classifier takes 8x8 pixels, the generator makes 16x16"),
+        ({"channels": 3}, "the classifier takes grey images, the generator makes colour ones"),
+        ({"classes": ("a", "b")}, "the classifier knows a class '0', the generator does not"),
+        ({"drop": "0"}, "cannot do without a label"),
+        ({"sharing": "rung", "rungs": "2,2"}, "a network for each of its rungs alone"),
+    ]
+    for number, (kind, sentence) in enumerate(kinds):
+        assert sentence in sfumato(*words, saved_generator(inside / str(number), **kind)).sentence
     assert "sigma 50 is more noise than" in sfumato(*words, saved_generator(inside / "seen"), "--sigma", "50").sentence
-    np.savez(
-        "wide.npz", x_test=np.zeros((4, 8, 16), np.uint8), y_test=np.arange(4), x_train=np.zeros((1, 8, 16), np.uint8)
-    )
+    wide = np.zeros((4, 8, 16), np.uint8)
+    np.savez("wide.npz", x_test=wide, y_test=np.arange(4), x_train=wide[:1])
     assert "x" in sfumato(*words, saved_generator(inside / "gen"), "--data", "wide.npz", "--size", "16x8").sentence
     (inside / "file").write_text("")
     assert "is a file, not a folder" in sfumato("certify", digits_classifier, *SMALL, "-o", "file").sentence

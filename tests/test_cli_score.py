@@ -67,16 +67,10 @@ def test_classify_fits_pictures_and_refuses_what_it_cannot_see(sfumato: Command,
     wide = Image.new("L", (3 * red.width, red.height), 255)
     wide.paste(red, (red.width, 0))
     wide.save(tmp_path / "wide.png")
-    few = ("--draws", 16, "--json")
-    told, cropped, padded = (
-        json.loads(sfumato("classify", models / "bars", path, *few, *fit).out)["images"][0]["shares"]
-        for path, fit in (
-            (models / "red.png", ()),
-            (tmp_path / "wide.png", ()),
-            (tmp_path / "wide.png", ("--fit", "pad")),
-        )
-    )
-    assert cropped == told != padded
+    words = ("classify", models / "bars", "--draws", 16, "--json")
+    tried = ((models / "red.png",), (tmp_path / "wide.png",), (tmp_path / "wide.png", "--fit", "pad"))
+    plain, cropped, padded = (json.loads(sfumato(*words, *how).out)["images"][0]["shares"] for how in tried)
+    assert cropped == plain != padded
     assert "unknown fit" in sfumato("classify", models / "bars", models / "red.png", "--fit", "stretch").sentence
     assert "is no file" in sfumato("classify", models / "bars", tmp_path / "none.png").sentence
     Image.new("RGB", (8, 8), "red").save(tmp_path / "colour.png")

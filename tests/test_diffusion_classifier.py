@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from helpers.folders import COLOURS
-from helpers.oracles import TINY, GaussianImages, pictures
+from helpers.oracles import TINY, GaussianImages, log_density, pictures
 from helpers.text_models import save_bert
 from sfumato import Classifier, Generator, InputError, train
 from sfumato.attacks import pgd
@@ -22,12 +22,6 @@ from sfumato.defences.diffusion_classifier import DenoiseAs, DiffusionClassifier
 from sfumato.ladder import Ladder
 
 LADDER = Ladder((4, 4), 1, 2)
-
-
-def log_density(x: np.ndarray, mean: np.ndarray, covariance: np.ndarray) -> np.ndarray:
-    """(N,) of a normal distribution at x (N, D)."""
-    normal = torch.distributions.MultivariateNormal(torch.from_numpy(mean), torch.from_numpy(covariance))
-    return normal.log_prob(torch.from_numpy(x)).numpy()
 
 
 def gaussian_classes(distance: float, count: int = 2) -> list[GaussianImages]:
@@ -44,10 +38,8 @@ def exact(classes: list[GaussianImages]) -> DenoiseAs:
         level = float(sigma[0])
         flat, found = z.flatten(1), torch.zeros_like(z.flatten(1))
         for k, images in enumerate(classes):
-            mean, gain, blend = (
-                torch.from_numpy(part)
-                for part in (images.clean(stage)[0], images.gain(stage, level), images.blend(stage, level))
-            )
+            parts = images.clean(stage)[0], images.gain(stage, level), images.blend(stage, level)
+            mean, gain, blend = map(torch.from_numpy, parts)
             found = torch.where((label == k)[:, None], mean + (flat - blend @ mean) @ gain.T, found)
         return found.view_as(z)
 
@@ -153,9 +145,8 @@ def test_attacks_attack_it(generator: Generator) -> None:
     classifier = diffusion_classifier(generator, draws=8)
     x, y = data.pixels(slice(0, 6)), match_labels(classifier, data)
     logits, gradient = classifier.gradient(x, lambda z: torch.nn.functional.cross_entropy(z, y, reduction="none"))
-    assert (
-        logits.shape == (6, 3) and bool(gradient.isfinite().all()) and bool((gradient.flatten(1).norm(dim=1) > 0).all())
-    )
+    assert logits.shape == (6, 3)
+    assert bool(gradient.isfinite().all()) and bool((gradient.flatten(1).norm(dim=1) > 0).all())
     assert all(p.grad is None for p in generator.denoiser.parameters())
     attacked = pgd(classifier, x, y, norm="Linf", eps=0.3, steps=5, seed=0)
     gained = [torch.nn.functional.cross_entropy(classifier.logits(one), y) for one in (x, attacked)]
@@ -166,8 +157,8 @@ def test_a_model_of_texts_takes_its_classes_as_prompts(tmp_path: Path) -> None:
     encoder = save_bert(tmp_path / "bert")
     images = np.stack([np.full((8, 8, 3), list(COLOURS.values())[i % 3], np.uint8) for i in range(24)])
     captions = tuple((f"a {list(COLOURS)[i % 3]} square",) for i in range(24))
-    told = {**TINY, "text": str(encoder), "batch": "8"}
-    train(ImageSet(images, None, (), "squares", "train", captions), tmp_path / "run", steps=100, settings=told)
+    settings = {**TINY, "text": str(encoder), "batch": "8"}
+    train(ImageSet(images, None, (), "squares", "train", captions), tmp_path / "run", steps=100, settings=settings)
     prompts = [f"a {name} square" for name in COLOURS]
     squares = ImageSet(images, None, (), "squares", "test")
     classifier = diffusion_classifier(Generator.from_pretrained(tmp_path / "run", "cpu"), prompts, draws=12)
@@ -179,15 +170,14 @@ def test_models_without_classes_are_refused(tmp_path: Path, generator: Generator
     train(pictures(12, labelled=False), tmp_path / "bare", steps=1, settings=TINY)
     with pytest.raises(InputError, match="without labels and texts"):
         diffusion_classifier(Generator.from_pretrained(tmp_path / "bare", "cpu"))
-    with pytest.raises(InputError, match="did you mean 'red'"):
-        diffusion_classifier(generator, ["red", "rad"])
-    with pytest.raises(InputError, match="two or more"):
-        diffusion_classifier(generator, ["red"])
+    for names, says in ((["red", "rad"], "did you mean 'red'"), (["red"], "two or more")):
+        with pytest.raises(InputError, match=says):
+            diffusion_classifier(generator, names)
     config = Config(stages=1, options={"channels": (16,), "blocks": (1,), "patch": 2})
     ladder = config.ladder((8, 8), 1)
-    told = Generator(config.denoiser(ladder, Kinds(vector=8, tokens=8)), (), config)
+    of_texts = Generator(config.denoiser(ladder, Kinds(vector=8, tokens=8)), (), config)
     with pytest.raises(InputError, match="name them"):
-        diffusion_classifier(told)
+        diffusion_classifier(of_texts)
 
 
 def test_bad_input(generator: Generator) -> None:
@@ -204,7 +194,6 @@ def test_bad_input(generator: Generator) -> None:
         classify(classifier, torch.zeros(1, 1, 8, 8), alpha=1.5)
     with pytest.raises(InputError, match="only a diffusion classifier"):
         classify(Classifier(torch.nn.Flatten()), torch.zeros(1, 1, 8, 8))
-    with pytest.raises(InputError, match="draws=0"):
-        diffusion_classifier(generator, draws=0)
-    with pytest.raises(InputError, match="did you mean 'elbo'"):
-        diffusion_classifier(generator, weights="elbow")
+    for how, says in (({"draws": 0}, "draws=0"), ({"weights": "elbow"}, "did you mean 'elbo'")):
+        with pytest.raises(InputError, match=says):
+            diffusion_classifier(generator, **how)

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -12,13 +14,13 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from helpers.classifiers import DIGITS, images, random_linear, same
+from helpers.classifiers import DIGITS, hardened, images, random_linear, same
 from helpers.generators import saved_generator
 from sfumato.classifiers import NETWORKS, Classifier, load_classifier, match_labels, read_description, save_classifier
 from sfumato.classifiers.objective import Network
 from sfumato.core import checkpoint
 from sfumato.core.errors import InputError
-from sfumato.data import ImageSet, load
+from sfumato.data import load
 from sfumato.defences.hardening import adversarial_training as at
 from sfumato.defences.hardening import harden as hardening
 from sfumato.defences.hardening.adversarial_training import METHODS, NOISY, Threat, maximise, trades_loss
@@ -46,21 +48,19 @@ def test_the_worst_perturbation_of_a_linear_classifier_is_the_closed_form(steps:
     classifier, x, y = random_linear(), images(), torch.tensor([0, 1, 0, 1, 1, 0])
     layer = classifier.module[1]  # type: ignore[index]
     up = (layer.weight[1 - y] - layer.weight[y]).reshape(x.shape).detach()  # what raises the loss
-    network = Network(classifier)
-    length = up.flatten(1).norm(dim=1)
-    found = maximise(network, x, lambda z: F.cross_entropy(z, y, reduction="none"), "Linf", 0.2, steps=steps)
-    torch.testing.assert_close(found, x + 0.2 * up.sign())
-    found = maximise(network, x, lambda z: F.cross_entropy(z, y, reduction="none"), "L2", 0.2, steps=steps, share=1e3)
-    torch.testing.assert_close(
-        found, x + 0.2 * up / length.view(-1, 1, 1, 1), atol=1e-3, rtol=0
-    )  # bf16 in the gradient
-    found = maximise(network, x, lambda z: F.cross_entropy(z, y, reduction="none"), "L2", 0.2, steps=steps)
-    gained = ((found - x) * up).flatten(1).sum(1) / length
+    length = up.flatten(1).norm(dim=1).view(-1, 1, 1, 1)
+
+    def found(norm: str, eps: float = 0.2, share: float | None = None, x: Tensor = x) -> Tensor:
+        rise = partial(F.cross_entropy, target=y, reduction="none")
+        return maximise(Network(classifier), x, rise, Threat(norm, eps, steps), Moment(0, 1.0, seed=0), share)
+
+    torch.testing.assert_close(found("Linf"), x + 0.2 * up.sign())
+    wanted = x + 0.2 * up / length
+    torch.testing.assert_close(found("L2", share=1e3), wanted, atol=1e-3, rtol=0)  # bf16 in the gradient
+    gained = ((found("L2") - x) * up / length).flatten(1).sum(1)
     assert float(gained.min()) > (0.15 if steps == 2 else 0.18) and float(gained.max()) <= 0.2 + 1e-6
-    edge = maximise(
-        network, images(6, 0.0, 1.0), lambda z: F.cross_entropy(z, y, reduction="none"), "Linf", 0.5, steps=2
-    )
-    torch.testing.assert_close(edge, (images(6, 0.0, 1.0) + 0.5 * up.sign()).clamp(0, 1))
+    whole = images(6, 0.0, 1.0)
+    torch.testing.assert_close(found("Linf", 0.5, x=whole), (whole + 0.5 * up.sign()).clamp(0, 1))
 
 
 def test_the_inner_maximisation_leaves_the_module_as_it_was() -> None:
@@ -69,12 +69,11 @@ def test_the_inner_maximisation_leaves_the_module_as_it_was() -> None:
     classifier = Classifier(module, mean=0.5, std=0.5, labels="abc", size=(8, 8), channels=1)
     before = {name: tensor.clone() for name, tensor in module.state_dict().items()}
     x = torch.rand(4, 1, 8, 8)
-    first, again = (maximise(Network(classifier), x, lambda z: z[:, 0], "Linf", 0.1, steps=2, seed=s) for s in (1, 1))
+    network, threat, seeds = Network(classifier), Threat("Linf", 0.1, steps=2), (1, 1, 2)
+    first, again, other = (maximise(network, x, lambda z: z[:, 0], threat, Moment(0, 1.0, seed)) for seed in seeds)
     assert torch.equal(first, again) and not first.requires_grad
-    assert not torch.equal(first, maximise(Network(classifier), x, lambda z: z[:, 0], "Linf", 0.1, steps=2, seed=2))
-    assert module.training and all(
-        parameter.requires_grad and parameter.grad is None for parameter in module.parameters()
-    )
+    assert not torch.equal(first, other)
+    assert module.training and all(each.requires_grad and each.grad is None for each in module.parameters())
     assert all(torch.equal(before[name], tensor) for name, tensor in module.state_dict().items())
 
 
@@ -113,13 +112,9 @@ def test_each_method_lowers_the_published_loss() -> None:
     ends = [probabilities(x + sign * eps * (weight[1] - weight[0]).reshape(1, 1, 4, 4).sign()) for sign in (-1, 1)]
     divergences = np.stack([(p * np.log(p / q)).sum(1) for q in ends])
     loss, _ = METHODS["trades"](Threat("Linf", eps, steps=4, beta=beta))(Network(classifier), x, y, DONE)
-    lowest, highest = (
-        float(-np.log(p[rows, labels]).mean() + beta * d.mean()) for d in (divergences.min(0), divergences.max(0))
-    )
-    assert (
-        lowest - 1e-6 <= float(loss.detach()) <= highest + 1e-6
-        and float(loss.detach()) > float(-np.log(p[rows, labels]).mean()) + 1e-3
-    )
+    clean = float(-np.log(p[rows, labels]).mean())
+    lowest, highest = (clean + beta * float(d.mean()) for d in (divergences.min(0), divergences.max(0)))
+    assert lowest - 1e-6 <= float(loss.detach()) <= highest + 1e-6 and float(loss.detach()) > clean + 1e-3
 
 
 def test_trades_is_its_formula() -> None:
@@ -184,9 +179,7 @@ def test_accuracies_tell_one_step_from_several() -> None:
     x, y = torch.full((40, 1, 16, 16), 0.5), torch.zeros(40, dtype=torch.long)
     single, several = hardening.accuracies(Network(Classifier(Bump(), labels="ab")), x, y, Threat("Linf", 0.1))
     assert single > 0.9 and several < 0.1
-    both = hardening.accuracies(
-        Network(random_linear()), images(), torch.zeros(6, dtype=torch.long), Threat("Linf", 0.05)
-    )
+    both = hardening.accuracies(Network(random_linear()), images(), y[:6], Threat("Linf", 0.05))
     assert both[0] == both[1]  # nothing to tell where the loss is linear
 
 
@@ -214,10 +207,7 @@ def test_the_guard_goes_back_and_on_with_pgd(clf: Classifier, monkeypatch: pytes
     resumed.restore({name: tensor.clone() for name, tensor in trainer.tensors().items()}, trainer.numbers())
     for each in (trainer, resumed):  # the cure is remembered
         each.advance(0.7)
-    assert all(
-        torch.equal(a, b)
-        for a, b in zip(run.network.state_dict().values(), again.network.state_dict().values(), strict=True)
-    )
+    assert same(run.classifier, again.classifier)
 
 
 # -- going on -----------------------------------------------------------------------------------------------------------
@@ -229,28 +219,16 @@ def test_a_stopped_hardening_ends_with_the_same_weights(
 ) -> None:
     monkeypatch.setattr(hardening, "GUARD_EVERY", 3)
     before = {name: tensor.clone() for name, tensor in clf.module.state_dict().items()}  # type: ignore[union-attr]
-    how: dict[str, Any] = {
-        "method": method,
-        "norm": "L2" if method == "pgd" else "Linf",
-        "eps": 0.2,
-        "epochs": 0.6,
-        "steps": 1,
-        "generator": Generator.from_pretrained(saved_generator(tmp_path / "gen"), "cpu")
-        if method == "denoised"
-        else None,
-    }
+    how: dict[str, Any] = {"method": method, "norm": "L2" if method == "pgd" else "Linf", "eps": 0.2, "steps": 1}
+    if method == "denoised":
+        how["generator"] = Generator.from_pretrained(saved_generator(tmp_path / "gen"), "cpu")
+    how["epochs"] = 0.6
     whole = hardening.harden(clf, "digits", tmp_path / "whole", **how)
-    for progress in hardening.hardening_steps(
-        hardening.HardeningRequest(classifier=clf, data="digits", out=tmp_path / "parts", **how)
-    ):
+    for progress in hardened(clf, tmp_path / "parts", **how):
         if progress.step == 4:
             break  # what is left of the generator is closed: as after Ctrl-C
     assert (tmp_path / "parts" / STATE).exists() and not (tmp_path / "parts" / checkpoint.MODEL).exists()
-    steps = list(
-        hardening.hardening_steps(
-            hardening.HardeningRequest(classifier=clf, data="digits", out=tmp_path / "parts", **how)
-        )
-    )
+    steps = list(hardened(clf, tmp_path / "parts", **how))
     assert steps[0].step == 5
     assert same(whole, load_classifier(tmp_path / "parts", "cpu")) and not same(whole, clf)
     assert all(torch.equal(before[name], t) for name, t in clf.module.state_dict().items())  # type: ignore[union-attr]
@@ -259,9 +237,7 @@ def test_a_stopped_hardening_ends_with_the_same_weights(
     assert notes.get("noise") == (0.2 if method in NOISY else None)
     assert ("denoiser" in notes["hardening"]) == (method == "denoised") and "generated" not in notes
     with pytest.raises(InputError, match=r"eps was 0\.2, now 0\.3"):
-        hardening.hardening_steps(
-            hardening.HardeningRequest(classifier=clf, data="digits", out=tmp_path / "parts", **{**how, "eps": 0.3})
-        )
+        hardened(clf, tmp_path / "parts", **{**how, "eps": 0.3})
 
 
 def test_method_denoised_trains_on_what_the_denoiser_makes_of_noise(tmp_path: Path, clf: Classifier) -> None:
@@ -277,24 +253,12 @@ def test_method_denoised_trains_on_what_the_denoiser_makes_of_noise(tmp_path: Pa
     def nearest_image(x: Tensor, sigma: float) -> Tensor:
         return known[torch.cdist(x.flatten(1), known.flatten(1)).argmin(1)]
 
-    how: dict[str, Any] = {
-        "method": "denoised",
-        "norm": "L2",
-        "eps": 0.4,
-        "generator": model,
-        "epochs": 3,
-        "flip": False,
-    }
+    how: dict[str, Any] = {"method": "denoised", "norm": "L2", "eps": 0.4, "epochs": 3, "flip": False, "shift": 0}
     accuracy = []
     for place, denoise in enumerate((blind, nearest_image)):
         model.denoise = denoise  # type: ignore[method-assign, assignment]
-        accuracy.append(
-            [
-                *hardening.hardening_steps(
-                    hardening.HardeningRequest(classifier=clf, data="digits", out=tmp_path / str(place), **how, shift=0)
-                )
-            ][-1].metrics["accuracy"]
-        )
+        *_, last = hardened(clf, tmp_path / str(place), generator=model, **how)
+        accuracy.append(last.metrics["accuracy"])
     assert accuracy[0] < 0.3 and accuracy[1] > 0.9
     assert set(sigmas) == {0.2}  # half of eps
 
@@ -322,33 +286,26 @@ def test_method_denoised_trains_on_what_the_denoiser_makes_of_noise(tmp_path: Pa
 )
 def test_settings_that_cannot_be(tmp_path: Path, clf: Classifier, settings: dict[str, Any], sentence: str) -> None:
     with pytest.raises(InputError, match=sentence):
-        hardening.hardening_steps(
-            hardening.HardeningRequest(classifier=clf, data="digits", out=tmp_path / "new", **settings)
-        )
+        hardened(clf, tmp_path / "new", **settings)
     assert not (tmp_path / "new").exists()
 
 
 def test_data_generators_and_classifiers_that_do_not_fit(tmp_path: Path, clf: Classifier) -> None:
     def refused(sentence: str, data: Any = "digits", classifier: Classifier = clf, **how: Any) -> None:
         with pytest.raises(InputError, match=sentence):
-            hardening.hardening_steps(
-                hardening.HardeningRequest(classifier=classifier, data=data, out=tmp_path / "new", **how)
-            )
+            hardened(classifier, tmp_path / "new", data, **how)
         assert not (tmp_path / "new").exists()
 
     digits = load("digits")
     assert digits.labels is not None
-    refused("has no labels", ImageSet(digits.images[:60], None, (), "bare", "train"))
-    refused(
-        "class 'zero' that the classifier does not know",
-        ImageSet(digits.images, digits.labels, ("zero", *DIGITS[1:]), "d", "train"),
-    )
+    refused("has no labels", replace(digits, images=digits.images[:60], labels=None, classes=()))
+    renamed = replace(digits, classes=("zero", *DIGITS[1:]))
+    refused("class 'zero' that the classifier does not know", renamed)
     few = digits.labels < 8
-    refused(
-        "knows a class '8'", ImageSet(np.asarray(digits.images)[few], digits.labels[few], DIGITS[:8], "few", "train")
-    )
+    part = replace(digits, images=np.asarray(digits.images)[few], labels=digits.labels[few], classes=DIGITS[:8])
+    refused("knows a class '8'", part)
     colour = np.repeat(np.asarray(digits.images), 3, axis=3)
-    refused("give images of 1 channels", ImageSet(colour, digits.labels, DIGITS, "colour", "train"))
+    refused("give images of 1 channels", replace(digits, images=colour))
     refused("cannot be hardened, only sfumato's networks", classifier=random_linear(10, 64))
     refused("cannot be hardened", classifier=Classifier(lambda x: x.flatten(1)))
     for folder, how, sentence in (
@@ -364,7 +321,7 @@ def test_data_generators_and_classifiers_that_do_not_fit(tmp_path: Path, clf: Cl
 def test_a_folder_of_something_else_is_kept(tmp_path: Path, clf: Classifier) -> None:
     save_classifier(tmp_path / "plain", clf)
     with pytest.raises(InputError, match="holds a model but no train_state"):
-        hardening.hardening_steps(hardening.HardeningRequest(classifier=clf, data="digits", out=tmp_path / "plain"))
+        hardened(clf, tmp_path / "plain")
     (tmp_path / "file").write_text("")
     with pytest.raises(InputError, match="is a file"):
-        hardening.hardening_steps(hardening.HardeningRequest(classifier=clf, data="digits", out=tmp_path / "file"))
+        hardened(clf, tmp_path / "file")

@@ -47,9 +47,8 @@ def test_harden_writes_what_changed(sfumato: Command, inside: Path, clf: Path, m
     assert lines[-1].endswith("--baseline clf-report/report.json -o clf2-report")
     found = json.loads((inside / "clf2" / "smoothness.json").read_text())
     assert found["schema"] == "sfumato.smoothness/1" and found["images"] == 20 and found["eps"] == 0.1
-    assert (
-        set(found["before"]) == set(found["after"]) == {"clean", "robust", "gradient", "gap", "alignment", "distance"}
-    )
+    measured = {"clean", "robust", "gradient", "gap", "alignment", "distance"}
+    assert set(found["before"]) == set(found["after"]) == measured
     assert found["after"]["robust"]["accuracy"] > found["before"]["robust"]["accuracy"]
     assert found["training"]["hardening"] == {"method": "trades", "norm": "Linf", "eps": 0.1, "steps": 3, "beta": 6.0}
     assert Image.open("clf2/boundary.png").size[0] > 500 and len(found["boundary"]) == 8
@@ -89,51 +88,32 @@ def test_hardened_for_certify_it_names_the_commands_that_certify(
     assert made.status == 0, made.err
     first, then = made.out.splitlines()[-2:]
     how = f"--data digits --sigma 0.25 --generator {model} -o"
-    assert (
-        first == f"next: sfumato certify {clf} {how} clf-cert" and then == f"then: sfumato certify clf2 {how} clf2-cert"
-    )
+    assert first == f"next: sfumato certify {clf} {how} clf-cert"
+    assert then == f"then: sfumato certify clf2 {how} clf2-cert"
     mixed = ("--method", "noise", "--eps", "0.25", "--generator", model, "--epochs", "0.2")
-    monkeypatch.setattr(
-        generated, "surest", lambda classifier, images, labels: (torch.arange(10), torch.arange(10), 10)
-    )
+    monkeypatch.setattr(generated, "surest", lambda *_: (torch.arange(10), torch.arange(10), 10))
     noisy = sfumato("harden", clf, *HOW, *mixed, "--out", "clf3")
-    assert noisy.status == 0 and noisy.out.splitlines()[-1].endswith(
-        "certify clf3 --data digits --sigma 0.25 -o clf3-cert"
-    )
+    assert noisy.status == 0
+    assert noisy.out.splitlines()[-1].endswith("certify clf3 --data digits --sigma 0.25 -o clf3-cert")
     few = ("-n", "4", "--samples", "400", "--attacked", "0", "--device", "cpu")
     certified = sfumato(*then.split()[2:], *few)
     assert certified.status == 0, certified.err
-    for words, sentence in (
-        (("--method", "denoised"), "give a --generator"),
-        (
-            ("--method", "denoised", "--generator", saved_generator(inside / "big", side=16)),
-            "the generator makes 16x16",
-        ),
-        (
-            ("--method", "denoised", "--generator", saved_generator(inside / "told", drop="0")),
-            "cannot do without a label",
-        ),
+    big, conditional = saved_generator(inside / "big", side=16), saved_generator(inside / "conditional", drop="0")
+    for more, sentence in (
+        ((), "give a --generator"),
+        (("--generator", big), "the generator makes 16x16"),
+        (("--generator", conditional), "cannot do without a label"),
     ):
-        assert sentence in sfumato("harden", clf, *HOW, *words, "--out", "no").sentence and not (inside / "no").exists()
+        assert sentence in sfumato("harden", clf, *HOW, "--method", "denoised", *more, "--out", "no").sentence
+        assert not (inside / "no").exists()
 
 
 @pytest.mark.slow
 def test_a_killed_hardening_goes_on(sfumato: Command, inside: Path, clf: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Generated images are drawn first, and not again; then kill -9 in the training, and the same command."""
     model = saved_generator(inside / "gen")
-    words = [
-        "harden",
-        str(clf),
-        *HOW,
-        "--epochs",
-        "0.5",
-        "--method",
-        "fast",
-        "--generator",
-        str(model),
-        "--out",
-        "clf2",
-    ]
+    more = ("--epochs", "0.5", "--method", "fast", "--generator", model, "--out", "clf2")
+    words = [str(word) for word in ("harden", clf, *HOW, *more)]
     program = """
 import os, signal, sys, torch
 import sfumato.engine.loop as loop, sfumato.defences.hardening.generated as generated
@@ -197,17 +177,14 @@ def test_harden_refuses_what_does_not_fit(
     write_images(inside / "bare", (), 60)
     assert "class 'a' that the classifier does not know" in refused("--data", "letters")
     assert "has no labels" in refused("--data", "bare")
-    (inside / "mine.py").write_text(
-        "import torch\nmodel = torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(64, 10))\n"
-    )
+    (inside / "mine.py").write_text("from torch import nn\nmodel = nn.Sequential(nn.Flatten(), nn.Linear(64, 10))\n")
     monkeypatch.chdir(inside)
     assert "cannot be hardened, only sfumato's networks" in refused(classifier="py:mine:model")
     assert "does not exist" in refused(classifier="nowhere")
     assert "makes 16x16" in refused("--generator", saved_generator(inside / "wide", side=16))
     assert "makes colour ones" in refused("--generator", saved_generator(inside / "colour", channels=3))
-    assert "knows a class '0', the generator does not" in refused(
-        "--generator", saved_generator(inside / "other", classes=tuple("abcdefghij"))
-    )
+    letters = saved_generator(inside / "other", classes=tuple("abcdefghij"))
+    assert "knows a class '0', the generator does not" in refused("--generator", letters)
     assert not (inside / "clf2").exists()
     assert "holds another run" in sfumato("harden", clf, *HOW, "--out", clf).sentence
     (inside / "file").write_text("")

@@ -10,7 +10,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from helpers.classifiers import DIGITS, same
+from helpers.classifiers import DIGITS, hardened, same
 from helpers.generators import saved_generator
 from sfumato.classifiers import NETWORKS, Classifier, read_description
 from sfumato.classifiers.objective import Network
@@ -32,19 +32,16 @@ def test_the_surest_of_each_class_are_kept() -> None:
 
     values = torch.tensor([10, 250, 100, 140, 200, 20, 120, 180, 60, 160], dtype=torch.uint8)
     labels = torch.tensor([0, 1, 0, 1, 1, 0, 0, 1, 1, 0])
-    rows, kept, agreed = generated.surest(
-        Classifier(model, labels="ab"), values.view(-1, 1, 1, 1).expand(-1, 1, 4, 4), labels
-    )
+    classifier, plain = Classifier(model, labels="ab"), values.view(-1, 1, 1, 1).expand(-1, 1, 4, 4)
+    rows, kept, agreed = generated.surest(classifier, plain, labels)
     # Taken for their label: of class 0 10, 20, 100, 120, of class 1 250, 200, 180, 140. At most 4 of 5 of each.
     assert agreed == 8 and sorted(values[rows].tolist()) == [10, 20, 100, 120, 140, 180, 200, 250]
     assert torch.equal(kept, labels[rows]) and kept.bincount().tolist() == [4, 4]
     some = torch.tensor([0, 1, 4, 3, 2])  # of class 0 two agree, of class 1 three, of each four fifths at most
-    rows, kept, _ = generated.surest(
-        Classifier(model, labels="ab"), values[some].view(-1, 1, 1, 1).expand(-1, 1, 4, 4), labels[some]
-    )
+    rows, kept, _ = generated.surest(classifier, plain[some], labels[some])
     assert kept.bincount().tolist() == [2, 2] and 140 not in values[some][rows].tolist()  # the least sure one goes
     with pytest.raises(InputError, match="draws as 'b' the classifier takes nothing"):
-        generated.surest(Classifier(model, labels="ab"), values.new_zeros(4, 1, 4, 4), torch.tensor([0, 1, 0, 1]))
+        generated.surest(classifier, values.new_zeros(4, 1, 4, 4), torch.tensor([0, 1, 0, 1]))
 
 
 def test_few_images_are_not_repeated_without_end() -> None:
@@ -69,19 +66,15 @@ def painter(tmp_path: Path) -> Painter:
 
 def judge() -> Classifier:
     """Takes a plain image for its brightness, up to 7; brighter ones for 7."""
-    levels = torch.arange(10) / 10
-    return Classifier(
-        lambda x: -100 * (x.mean((1, 2, 3))[:, None] - levels.clamp(max=0.7)) ** 2 - 1e-3 * torch.arange(10),
-        labels=DIGITS,
-    )
+    levels, order = (torch.arange(10) / 10).clamp(max=0.7), 1e-3 * torch.arange(10)
+    return Classifier(lambda x: -100 * (x.mean((1, 2, 3))[:, None] - levels) ** 2 - order, labels=DIGITS)
 
 
 def test_images_are_drawn_once_balanced_and_kept(tmp_path: Path, painter: Painter) -> None:
-    easy = Classifier(
-        lambda x: -((x.mean((1, 2, 3))[:, None] - torch.arange(10) / 10 - 0.005) ** 2) * 1e3, labels=DIGITS[::-1]
-    )
+    levels = torch.arange(10) / 10 + 0.005
+    easy = Classifier(lambda x: -((x.mean((1, 2, 3))[:, None] - levels) ** 2) * 1e3, labels=DIGITS[::-1])
     file, told = tmp_path / "g.safetensors", []
-    how: dict[str, Any] = {"identity": {"of": 1}, "most": 450, "seed": 1}
+    how: dict[str, Any] = {"identity": {"of": 1, "seed": 1}, "most": 450}
     reverse = Classifier(lambda x: easy(x).flip(1), labels=DIGITS[::-1])
     pool = generated.draw_pool(painter, reverse, file, **how, progress=lambda done, total: told.append((done, total)))
     assert told == [(0, 450), (200, 450), (400, 450), (450, 450)] and pool.drawn == pool.agreed == 450
@@ -97,7 +90,7 @@ def test_images_are_drawn_once_balanced_and_kept(tmp_path: Path, painter: Painte
     checkpoint.write_tensors(file, {"images": tensors["images"][:200].clone()}, stored)
     assert torch.equal(generated.draw_pool(painter, reverse, file, **how).images, pool.images)
     with pytest.raises(InputError, match="another generator"):
-        generated.draw_pool(painter, reverse, file, **{**how, "identity": {"of": 2}})
+        generated.draw_pool(painter, reverse, file, **{**how, "identity": {"of": 2, "seed": 1}})
     with pytest.raises(InputError, match="draws as '8' the classifier takes nothing"):
         generated.draw_pool(painter, judge(), tmp_path / "other" / "pool.safetensors", **how)
     assert not (tmp_path / "other").exists()  # these images serve no other generator or classifier
@@ -128,20 +121,12 @@ def test_a_share_of_each_batch_is_generated(tmp_path: Path, painter: Painter, mo
         assert int(plain.sum()) == round(0.4 * len(x))
         assert torch.equal((x[plain].mean((1, 2, 3)) * 10 - 0.05).round().long(), y[plain])
     notes = read_description(tmp_path / "whole")["training"]
-    assert (
-        notes["generated"]["share"] == pytest.approx(0.4, abs=0.01)
-        and notes["generated"]["kept"] == notes["generated"]["drawn"] > 0
-    )
-    steps = hardening.hardening_steps(
-        hardening.HardeningRequest(classifier=clf, data="digits", out=tmp_path / "parts", **how)
-    )
+    mixed = notes["generated"]
+    assert mixed["share"] == pytest.approx(0.4, abs=0.01) and mixed["kept"] == mixed["drawn"] > 0
+    steps = hardened(clf, tmp_path / "parts", **how)
     next(steps)
     steps.close()  # type: ignore[attr-defined]
     monkeypatch.setattr(Painter, "sample", None)  # what was drawn is there
     with pytest.raises(InputError, match=r"--minutes 1e-09 leave no time to train after .* generated images took"):
-        hardening.hardening_steps(
-            hardening.HardeningRequest(
-                classifier=clf, data="digits", out=tmp_path / "parts", **{**how, "epochs": None, "minutes": 1e-9}
-            )
-        )
+        hardened(clf, tmp_path / "parts", **{**how, "epochs": None, "minutes": 1e-9})
     assert same(whole, hardening.harden(clf, "digits", tmp_path / "parts", **how))

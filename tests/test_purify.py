@@ -10,10 +10,10 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from helpers.oracles import TINY, GaussianImages, UnitNoise, affine
+from helpers.generators import random_generator
+from helpers.oracles import GaussianImages, UnitNoise, affine
 from sfumato.classifiers import Classifier
-from sfumato.conditions import Condition, Kinds
-from sfumato.config import Config
+from sfumato.conditions import Condition
 from sfumato.core.errors import InputError
 from sfumato.defences import Purifier, purified, purify
 from sfumato.defences.purification.purifier import answers, entry_level
@@ -25,14 +25,10 @@ LADDER = Ladder(size=(4, 4), stages=2, jumps=(10.0, 2.0))
 IMAGES = GaussianImages.make(LADDER, 3)
 
 
-def tiny(stages: int = 2, kind: torch.dtype = torch.float64, **settings: str) -> Generator:
-    """An untrained generator of 8x8 images whose network says something."""
-    config = Config(stages=stages).with_settings({**TINY, **settings})
-    torch.manual_seed(1)
-    denoiser = config.denoiser(config.ladder((8, 8), 1), Kinds(2))
-    for parameter in denoiser.parameters():
-        nn.init.normal_(parameter, std=0.3)
-    return Generator(denoiser.to(kind), ("a", "b"), config, "cpu")
+def tiny(kind: torch.dtype = torch.float64, **settings: str) -> Generator:
+    generator = random_generator(1, **settings)
+    generator.denoiser.to(kind)
+    return generator
 
 
 # -- the walk down and up ---------------------------------------------------------------------------------------------
@@ -181,12 +177,9 @@ def test_checkpoints_change_no_gradient_and_hold_memory() -> None:
             value = walk(leaf).square().sum()
         return kept[0], torch.autograd.grad(value, leaf)[0]
 
-    bytes_of = {}
+    bytes_of, sigma = {}, generator.ladder.jumps[1] / 2  # the finest stage's jump: all steps are of that stage
     for count in (2, 8):
-        # sigma is the finest stage's jump, so that its steps are all of that stage's.
-        purifier = Purifier(
-            Purifier.of(generator).denoise, generator.ladder, sigma=generator.ladder.jumps[1] / 2, steps=count
-        )
+        purifier = Purifier(Purifier.of(generator).denoise, generator.ladder, sigma=sigma, steps=count)
         noise = tuple(e.double() for e in purifier.noise([0, 1]))
         mine, slope = cost(lambda at, p=purifier, e=noise: p(at, e))
         other, wanted = cost(lambda at, p=purifier, e=noise: plain(p, at, e))
@@ -241,10 +234,8 @@ def test_random_draws_anew_and_fixed_does_not() -> None:
     assert torch.equal(second, purified(classifier, purifier)(x))  # but the same from the start
     assert fixed.forwards == 4
     many = purified(classifier, purifier, draws=4, fixed=True)(x[:1])
-    each = [classifier(purifier(x[:1], purifier.noise([0], 0, k)), bounded=False) for k in range(4)]
-    torch.testing.assert_close(
-        many.exp(), torch.stack([logits.softmax(1) for logits in each]).mean(0), rtol=1e-5, atol=1e-6
-    )
+    each = [classifier(purifier(x[:1], purifier.noise([0], 0, k)), bounded=False).softmax(1) for k in range(4)]
+    torch.testing.assert_close(many.exp(), torch.stack(each).mean(0), rtol=1e-5, atol=1e-6)
 
 
 # -- bad input ------------------------------------------------------------------------------------------------------------
@@ -261,10 +252,10 @@ def test_bad_input() -> None:
     ):
         with pytest.raises(InputError, match=says):
             Purifier.of(generator, **settings)  # type: ignore[arg-type]
-    with pytest.raises(InputError, match="cannot do without a label"):
-        Purifier.of(tiny(drop="0"))
-    with pytest.raises(InputError, match="network for each of its rungs"):
-        Purifier.of(tiny(sharing="rung", rungs="2,2"))
+    rungs = {"sharing": "rung", "rungs": "2,2"}
+    for settings, says in (({"drop": "0"}, "cannot do without a label"), (rungs, "network for each of its rungs")):
+        with pytest.raises(InputError, match=says):
+            Purifier.of(tiny(**settings))
     purifier = Purifier.of(generator, sigma=0.3, steps=1)
     with pytest.raises(InputError, match="do not fit this model"):
         purifier(torch.zeros(1, 3, 8, 8), purifier.noise([0]))

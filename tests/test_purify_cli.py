@@ -10,29 +10,19 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
-from torch import nn
 
 from helpers.commands import Command
+from helpers.generators import random_generator
 from helpers.oracles import TINY, pictures
 from sfumato import train
-from sfumato.conditions import Kinds
-from sfumato.config import Config
 from sfumato.defences import Effort, Purifier, purify
 from sfumato.generator import Generator
 
 SIDE = 8
 
 
-def generator(
-    folder: Path, side: int = SIDE, channels: int = 1, classes: tuple[str, ...] = ("a", "b"), **settings: str
-) -> Path:
-    """An untrained one, whose network says something."""
-    config = Config(stages=2).with_settings({**TINY, **settings})
-    torch.manual_seed(0)
-    denoiser = config.denoiser(config.ladder((side, side), channels), Kinds(len(classes)))
-    for parameter in denoiser.parameters():
-        nn.init.normal_(parameter, std=0.05)
-    Generator(denoiser, classes, config).save(folder)
+def generator(folder: Path, side: int = SIDE, classes: tuple[str, ...] = ("a", "b"), **how: Any) -> Path:
+    random_generator(classes=classes, size=(side, side), **how).save(folder)
     return folder
 
 
@@ -92,11 +82,9 @@ def test_purify_keeps_the_colours_of_the_model(sfumato: Command, inside: Path, c
 def test_purify_refuses_what_does_not_fit(sfumato: Command, inside: Path):
     run, image = generator(inside / "run"), draw(inside / "x.png")
     (inside / "text.png").write_text("no image")
+    large = draw(inside / "large.png", side=12)
     for words, says in (
-        (
-            (run, draw(inside / "large.png", side=12)),
-            "'" + str(inside / "large.png") + "' is 12x12, the model makes 8x8",
-        ),
+        ((run, large), f"'{large}' is 12x12, the model makes 8x8"),
         ((run, draw(inside / "colour.png", mode="RGB")), "is a colour image, the model makes grey ones"),
         ((run, inside / "text.png"), "cannot be used"),
         ((run, "nowhere.png"), "'nowhere.png' is no file"),
@@ -106,7 +94,7 @@ def test_purify_refuses_what_does_not_fit(sfumato: Command, inside: Path):
         ((run, image, "--steps", "0"), "0 steps are too few"),
         ((run, image, "--sampler", "mean"), "cannot go up from an image"),
         ((run, image, "--sampler", "eulr"), "did you mean 'euler'"),
-        ((generator(inside / "told", drop="0"), image), "cannot do without a label"),
+        ((generator(inside / "conditional", drop="0"), image), "cannot do without a label"),
     ):
         assert says in sfumato("purify", *words, image, "-o", "clean").sentence
     assert "would be written over" in sfumato("purify", run, image, "-o", inside).sentence
@@ -144,10 +132,8 @@ def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("bars")
     data = pictures(60)
     assert data.labels is not None
-    np.savez(
-        folder / "data.npz", x_train=data.images[:2], y_train=data.labels[:2], x_test=data.images, y_test=data.labels,
-        classes=np.array(NAMES),
-    )  # fmt: skip
+    arrays = {"x_train": data.images[:2], "y_train": data.labels[:2], "x_test": data.images, "y_test": data.labels}
+    np.savez(folder / "data.npz", classes=np.array(NAMES), **arrays)
     train(str(folder / "data.npz"), folder / "run", steps=1, settings=TINY)
     return folder
 
@@ -166,10 +152,8 @@ def test_audit_behind_a_purifier(
 ):
     (inside / "bars.py").write_text(MODEL)
     monkeypatch.syspath_prepend(str(inside))
-    words: tuple[Any, ...] = (
-        "audit", "py:bars:build", "--data", trained / "data.npz", "--device", "cpu", "--eps", "0.1", "-n", "24", "--screening",
-        "-o", "report",
-    )  # fmt: skip
+    how = ("--device", "cpu", "--eps", "0.1", "-n", "24", "--screening", "-o", "report")
+    words: tuple[Any, ...] = ("audit", "py:bars:build", "--data", trained / "data.npz", *how)
     plain = sfumato(*words, "--json")
     assert plain.status == 0, plain.err
     assert json.loads(plain.out)["purification"] is None
@@ -180,9 +164,8 @@ def test_audit_behind_a_purifier(
     assert "all of 4" in made.out and "worst over all attacks" in made.out and "sfumato certify" in made.out
     report = json.loads((inside / "report" / "report.json").read_text())
     found = report["purification"]
-    assert (
-        found["schema"] == "sfumato.purification/1" and found["model"] == str(trained / "run") and found["images"] == 20
-    )
+    assert found["schema"] == "sfumato.purification/1"
+    assert found["model"] == str(trained / "run") and found["images"] == 20
     assert found["effort"]["steps"] == 3 and found["purifier"] == {"sigma": 0.3, "steps": 2, "sampler": "euler"}
     assert [each["name"] for each in found["attacks"]] == ["transfer", "bpda", "one-step", "pgd", "apgd"]
     for row in (found["clean"], found["weak"], found["robust"], *found["attacks"]):
@@ -194,11 +177,8 @@ def test_audit_behind_a_purifier(
     assert row["average"]["correct"] == pytest.approx((said == label).mean(0).sum())
     page = (inside / "report" / "report.html").read_text()
     assert "Behind a purifier" in page and "Nothing here is a certificate" in page
-    assert (
-        page.count('alt="attacked image"') == 6
-        and "<b>red" not in page.replace('<b class="', "")
-        and "&lt;b&gt;red" in page
-    )
+    assert page.count('alt="attacked image"') == 6
+    assert "<b>red" not in page.replace('<b class="', "") and "&lt;b&gt;red" in page
     # Stopped in the middle: the parts that are there are taken, the rest is done, and all is the same.
     parts = sorted((inside / "report" / "purification" / "parts").iterdir())
     assert len(parts) == 2 * 8 + 1
@@ -224,9 +204,8 @@ def test_audit_behind_a_purifier(
     # A purifier in the baseline alone is said; a broken entry of it is no baseline.
     bare = sfumato(*words, "--baseline", "old.json")
     assert bare.status == 0 and "give --purify to compare that" in bare.out
-    (inside / "old.json").write_text(
-        json.dumps({**report, "seconds": {}, "written": "", "purification": {"robust": 1}})
-    )
+    broken = {**report, "seconds": {}, "written": "", "purification": {"robust": 1}}
+    (inside / "old.json").write_text(json.dumps(broken))
     assert "lacks a proper 'purification'" in sfumato(*words, "--baseline", "old.json").sentence
     assert len(list((inside / "report" / "purification" / "parts").iterdir())) == 2 * 7 + 1
 
@@ -237,11 +216,9 @@ def test_audit_refuses_a_purifier_that_does_not_fit(
     (inside / "bars.py").write_text(MODEL)
     monkeypatch.syspath_prepend(str(inside))
     words = ("audit", "py:bars:build", "--data", trained / "data.npz", "--device", "cpu", "-o", "report")
+    large = generator(inside / "large", side=16)
     for more, says in (
-        (
-            ("--purify", generator(inside / "large", side=16)),
-            "the classifier takes 8x8 pixels, the generator makes 16x16",
-        ),
+        (("--purify", large), "the classifier takes 8x8 pixels, the generator makes 16x16"),
         (("--purify", generator(inside / "other")), "the classifier knows a class"),
         (("--purify", "nowhere"), "nowhere"),
         (("--purify", trained / "run", "--norm", "L0"), "L0"),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 from typing import Any
 
@@ -13,11 +14,11 @@ from torch import Tensor, nn
 
 from sfumato.attacks.context import AttackContext
 from sfumato.attacks.norms import norm_of
-from sfumato.classifiers import Classifier
+from sfumato.classifiers import Accuracy, Classifier
 from sfumato.core.errors import InputError
 from sfumato.defences import Effort, Purifier, purification_protocol
 from sfumato.defences.purification.attacks import ATTACKS, PurificationContext, attacks_on
-from sfumato.defences.purification.protocol import FIXED_NOISE, MeanAccuracy, accuracies
+from sfumato.defences.purification.protocol import FIXED_NOISE, accuracies
 from sfumato.ladder import Ladder
 
 SIDE, PIXELS = 4, 16
@@ -51,10 +52,8 @@ def test_a_purifier_that_only_adds_noise_has_the_numbers_of_a_normal_distributio
 
     assert set(ATTACKS) - {each["name"] for each in found["attacks"]} == {"one-step"}  # it is its own surrogate
     # Under any attack that follows a gradient all pixels are 0.05 darker: nothing better can be done.
-    for row, p in (
-        (found["clean"], right(0.62)),
-        *((row, right(0.57)) for row in (*found["attacks"], found["robust"])),
-    ):
+    attacked = [(row, right(0.57)) for row in (*found["attacks"], found["robust"])]
+    for row, p in ((found["clean"], right(0.62)), *attacked):
         assert row["average"]["accuracy"] == pytest.approx(p, abs=3 * math.sqrt(p * (1 - p) / 2000))
         all_ten = p**10
         assert row["worst"]["accuracy"] == pytest.approx(all_ten, abs=3 * math.sqrt(all_ten * (1 - all_ten) / 200))
@@ -74,9 +73,8 @@ def test_against_noise_that_is_known_the_verdict_is_that_of_the_noise() -> None:
         shift = 0.2 * float(purifier.noise([0], seed ^ FIXED_NOISE)[0].mean())
         for brightness in (0.5 - shift + 0.04, 0.5 - shift + 0.06):
             classifier, x, y = bright_images(2, brightness)
-            fixed = purification_protocol(classifier, purifier, x, y, eps=0.05, effort=EFFORT, seed=seed).report[
-                "fixed"
-            ]
+            found = purification_protocol(classifier, purifier, x, y, eps=0.05, effort=EFFORT, seed=seed)
+            fixed = found.report["fixed"]
             assert fixed["clean"]["accuracy"] == 1
             verdicts.append(fixed["robust"]["accuracy"])
     assert verdicts == [0, 1] * 6
@@ -133,25 +131,23 @@ def test_images_do_not_depend_on_their_company_and_parts_are_taken_as_they_were(
         return kept[name]
 
     done: list[tuple[int, int]] = []
-    whole = purification_protocol(
-        classifier, purifier, x, y, eps=0.1, effort=EFFORT, keep=keep, progress=lambda *at: done.append(at)
-    )
+    how: dict[str, Any] = {"eps": 0.1, "effort": EFFORT}
+    whole = purification_protocol(classifier, purifier, x, y, keep=keep, progress=lambda *at: done.append(at), **how)
     assert len(asked) == len(set(asked)) == 2 * (len(ATTACKS) + 3) + 1  # two groups of images
     assert done[-1][0] == done[-1][1] and done == sorted(done)
-    again = purification_protocol(classifier, purifier, x, y, eps=0.1, effort=EFFORT, keep=keep)
+    again = purification_protocol(classifier, purifier, x, y, keep=keep, **how)
     assert again.report == whole.report and len(asked) == 2 * len(set(asked))
     some = [17, 2, 5]
-    few = purification_protocol(classifier, purifier, x[some], y[some], eps=0.1, effort=EFFORT, ids=some)
+    few = purification_protocol(classifier, purifier, x[some], y[some], ids=some, **how)
     for name, array in few.arrays.items():
         if array.dtype.kind == "f":
             np.testing.assert_allclose(array, whole.arrays[name][..., some], rtol=1e-4, atol=1e-4)
         elif name != "chosen":
             np.testing.assert_array_equal(array, whole.arrays[name][..., some])
     # The headline is never above an attack of its own.
-    for row in whole.report["attacks"]:
-        for key in ("average", "worst", "majority"):
-            assert whole.report["robust"][key]["accuracy"] <= row[key]["accuracy"]
-    other = purification_protocol(classifier, purifier, x, y, eps=0.1, effort=EFFORT, seed=1)
+    for row, key in itertools.product(whole.report["attacks"], ("average", "worst", "majority")):
+        assert whole.report["robust"][key]["accuracy"] <= row[key]["accuracy"]
+    other = purification_protocol(classifier, purifier, x, y, seed=1, **how)
     assert not np.array_equal(other.arrays["pgd.score"], whole.arrays["pgd.score"])
 
 
@@ -163,8 +159,8 @@ def test_votes_are_counted_and_shares_have_intervals() -> None:
     assert found["majority"]["correct"] == 2  # the second has 2 of 4 votes, and no other class as many
     tied = accuracies(torch.tensor([[0], [1]]), torch.tensor([0]))
     assert tied["majority"]["correct"] == 0 and tied["average"]["accuracy"] == 0.5
-    low, high = MeanAccuracy(2.5, 10).interval
-    assert low < MeanAccuracy(3, 10).interval[0] and high > MeanAccuracy(2, 10).interval[1] and low < 0.25 < high
+    low, high = Accuracy(2.5, 10).interval
+    assert low < Accuracy(3, 10).interval[0] and high > Accuracy(2, 10).interval[1] and low < 0.25 < high
 
 
 def test_more_effort_costs_restarts_that_do_no_harm() -> None:

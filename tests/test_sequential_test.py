@@ -118,9 +118,7 @@ def test_as_cohens_100000_draws_at_a_fiftieth_of_them():
     bound = np.where(hits > 0, beta.ppf(0.001, hits, 100_000 - hits + 1), 0.0)
     cohen = bound[:, None] > np.array(LEVELS)
     different = (said == 1) != cohen
-    near = (
-        np.abs(p[:, None] - np.array(LEVELS)) < 0.012
-    )  # nobody can tell these apart with much less than 100,000 draws
+    near = np.abs(p[:, None] - np.array(LEVELS)) < 0.012  # not to be told apart with much less than 100,000 draws
     assert not (different & ~near).any()
     assert different.mean() < 0.005 and (said == 0).mean() < 0.01
     assert np.median(draws) <= 100_000 / 50

@@ -2,13 +2,19 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from functools import lru_cache
+from pathlib import Path
+from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from sfumato import classifiers
 from sfumato.classifiers import Classifier
+from sfumato.defences import HardeningRequest, hardening_steps
+from sfumato.engine import Progress
 
 DIGITS = tuple("0123456789")
 
@@ -39,6 +45,16 @@ def random_linear(classes: int = 2, pixels: int = 16) -> Classifier:
 
 def images(count: int = 6, low: float = 0.3, high: float = 0.7) -> Tensor:
     return low + (high - low) * torch.rand(count, 1, 4, 4, generator=torch.Generator().manual_seed(1))
+
+
+def classifier_steps(out: Path, data: Any = "digits", **how: Any) -> Iterator[Progress]:
+    """The steps of a training."""
+    return classifiers.classifier_steps(classifiers.ClassifierRequest(data=data, out=out, device="cpu", **how))
+
+
+def hardened(classifier: Classifier, out: Path, data: Any = "digits", **how: Any) -> Iterator[Progress]:
+    """The steps of a hardening."""
+    return hardening_steps(HardeningRequest(classifier=classifier, data=data, out=out, **how))
 
 
 def same(a: Classifier, b: Classifier) -> bool:

@@ -44,6 +44,12 @@ def coarse_matrix(height: int, width: int) -> np.ndarray:
     return 4 * pool.T @ pool
 
 
+def log_density(x: np.ndarray, mean: np.ndarray, covariance: np.ndarray) -> np.ndarray:
+    """(N,) of a normal distribution at x (N, D)."""
+    normal = torch.distributions.MultivariateNormal(torch.from_numpy(mean), torch.from_numpy(covariance))
+    return normal.log_prob(torch.from_numpy(x)).numpy()
+
+
 def random_covariance(dimension: int, seed: int, low: float = 0.3, high: float = 2.0) -> np.ndarray:
     """A dense covariance with eigenvalues from ``low`` to ``high``."""
     basis, _ = np.linalg.qr(np.random.default_rng(seed).standard_normal((dimension, dimension)))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
@@ -11,6 +12,7 @@ from torch import Tensor
 
 from sfumato.classifiers.classifier import Classifier
 from sfumato.core.errors import InputError, nearest
+from sfumato.core.slices import slices
 from sfumato.data import ImageSet
 
 LEVEL = 0.95  # of the intervals
@@ -18,9 +20,9 @@ LEVEL = 0.95  # of the intervals
 
 @dataclass(frozen=True)
 class Accuracy:
-    """``correct`` of ``count`` images."""
+    """``correct`` of ``count`` images; not a whole number where it adds up their shares of right answers."""
 
-    correct: int
+    correct: float
     count: int
 
     @property
@@ -30,12 +32,15 @@ class Accuracy:
 
     @property
     def interval(self) -> tuple[float, float]:
-        """The 95 % confidence interval of Clopper and Pearson (1934): exact, so never too narrow."""
+        """The 95 % confidence interval of Clopper and Pearson (1934): exact, so never too narrow.
+
+        Of a sum of shares: that of as many images right or wrong each, which vary no less; rounded outward.
+        """
         from scipy.stats import beta
 
-        tail = (1 - LEVEL) / 2
-        low = beta.ppf(tail, self.correct, self.count - self.correct + 1) if self.correct else 0.0
-        high = beta.ppf(1 - tail, self.correct + 1, self.count - self.correct) if self.correct < self.count else 1.0
+        tail, least, most = (1 - LEVEL) / 2, math.floor(self.correct + 1e-9), math.ceil(self.correct - 1e-9)
+        low = beta.ppf(tail, least, self.count - least + 1) if least else 0.0
+        high = beta.ppf(1 - tail, most + 1, self.count - most) if most < self.count else 1.0
         return float(low), float(high)
 
     def to_json(self) -> dict[str, Any]:
@@ -72,18 +77,12 @@ def evaluate_classifier(
         InputError: images or classes that the classifier does not take.
     """
     wanted = match_labels(classifier, data)
-    found = []
     with classifier.ready():
-        for start in range(0, len(data), classifier.batch_size):
-            found.append(classifier.predict(data.pixels(slice(start, start + classifier.batch_size))))
-            if progress is not None:
-                progress(min(start + classifier.batch_size, len(data)), len(data))
+        found = [classifier.predict(data.pixels(s)) for s in slices(len(data), classifier.batch_size, progress)]
     right = torch.cat(found) == wanted  # (N,)
-    classes = {}
-    for name, label in zip(data.classes, _numbers(classifier, data), strict=True):
-        mine = wanted == label
-        if mine.any():
-            classes[name] = Accuracy(int(right[mine].sum()), int(mine.sum()))
+    numbered = zip(data.classes, _numbers(classifier, data), strict=True)
+    by_class = {name: right[wanted == label] for name, label in numbered}
+    classes = {name: Accuracy(int(mine.sum()), len(mine)) for name, mine in by_class.items() if len(mine)}
     return Evaluation(Accuracy(int(right.sum()), len(data)), classes)
 
 
@@ -96,21 +95,18 @@ def match_labels(classifier: Classifier, data: ImageSet) -> Tensor:
         InputError: data without labels, or with a class that the classifier does not have.
     """
     if data.labels is None:
-        raise InputError(
-            f"data {data.name!r} has no labels: give images in a sub-folder a class, or an .npz with labels"
-        )
-    numbers = torch.tensor(_numbers(classifier, data))
-    return numbers[torch.from_numpy(data.labels)]  # (N,)
+        problem = f"data {data.name!r} has no labels"
+        raise InputError(f"{problem}: give images in a sub-folder a class, or an .npz with labels")
+    return torch.tensor(_numbers(classifier, data))[torch.from_numpy(data.labels)]  # (N,)
 
 
 def _numbers(classifier: Classifier, data: ImageSet) -> list[int]:
     """For each class of ``data`` the number of its logit."""
     if classifier.named:
         known = {name: i for i, name in enumerate(classifier.labels)}
-        for name in data.classes:
-            if name not in known:
-                problem = f"data {data.name!r} has a class {name!r} that the classifier does not know"
-                raise InputError(f"{problem}: {nearest(name, known)}")
+        if unknown := [name for name in data.classes if name not in known]:
+            problem = f"data {data.name!r} has a class {unknown[0]!r} that the classifier does not know"
+            raise InputError(f"{problem}: {nearest(unknown[0], known)}")
         return [known[name] for name in data.classes]
     classifier.logits(data.pixels(0))  # a model without names may only tell by a pass how many classes it has
     if len(data.classes) > classifier.classes:

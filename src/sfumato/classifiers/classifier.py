@@ -10,7 +10,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import contextmanager, nullcontext
 from typing import Any
 
 import torch
@@ -154,8 +154,8 @@ class Classifier:
     def __call__(self, x: Tensor, *, bounded: bool = True) -> Tensor:
         """(B, C, H, W) pixels in [0, 1] as (B, K) logits, float32 or float64, differentiable in ``x``.
 
-        ``bounded=False``: pixels with noise on them, which may lie outside. One batch, however large. Models of vectors take (B, d). Counts B forward passes, and B backward passes each
-        time a gradient is taken through the logits.
+        ``bounded=False``: pixels with noise on them, which may lie outside. One batch, however large. Models of vectors
+        take (B, d). Counts B forward passes, and B backward passes each time a gradient is taken through the logits.
 
         Raises:
             InputError: pixels that are no floats, NaN or outside [0, 1] by more than 1e-6, or of another shape than the
@@ -194,9 +194,8 @@ class Classifier:
         def single(logits: Tensor) -> Tensor:
             values = loss(logits)
             if values.shape != x.shape[:1]:
-                raise InputError(
-                    f"the loss gives {_shape(values)} for {len(x)} images: it must give one number an image"
-                )
+                problem = f"the loss gives {_shape(values)} for {len(x)} images"
+                raise InputError(f"{problem}: it must give one number an image")
             return values[:, None]
 
         logits, slopes = self.gradients(x, single)
@@ -236,14 +235,12 @@ class Classifier:
     def logits(self, x: Tensor) -> Tensor:
         """(B, C, H, W) pixels in [0, 1] as (B, K) float32 logits without gradients, ``batch_size`` images at a time."""
         with torch.no_grad(), self.ready():
-            parts = [self(part) for part in x.split(self.batch_size)] if len(x) else [self(x)]
-        return torch.cat(parts).float()  # (B, K)
+            return torch.cat([self(part) for part in x.split(self.batch_size)]).float()  # (B, K)
 
     def predict(self, x: Tensor) -> Tensor:
         """The class of each image, (B,) int64, ``batch_size`` images at a time."""
         with torch.no_grad(), self.ready():
-            parts = [self(part).argmax(1) for part in x.split(self.batch_size)] if len(x) else [self(x).argmax(1)]
-        return torch.cat(parts)  # (B,)
+            return torch.cat([self(part).argmax(1) for part in x.split(self.batch_size)])  # (B,)
 
     def reset_counts(self) -> None:
         """Start counting anew: the whole budget is there again."""
@@ -264,11 +261,7 @@ class Classifier:
         """
         self._held += 1
         try:
-            with ExitStack() as stack:
-                if self._held == 1 and self.module is not None:
-                    stack.enter_context(_evaluating(self.module))
-                    stack.enter_context(_frozen(self.module))
-                    stack.enter_context(_on_device(self.module, self._device))
+            with _held(self.module, self._device) if self._held == 1 and self.module is not None else nullcontext():
                 yield self
         finally:
             self._held -= 1
@@ -304,9 +297,8 @@ class Classifier:
             problem = f"the model gives one number an image {_shape(logits)}, and two classes need two logits"
             raise InputError(f"{problem}: wrap it, Classifier(TwoLogits(model))")
         if logits.ndim != 2 or logits.shape[0] != count:
-            raise InputError(
-                f"the model gives {_shape(logits)} for {count} images: it must give (images, classes) logits"
-            )
+            problem = f"the model gives {_shape(logits)} for {count} images"
+            raise InputError(f"{problem}: it must give (images, classes) logits")
         if self._classes is not None and logits.shape[1] != self._classes:
             known = f"{len(self._names)} labels were given" if self._names else f"it gave {self._classes} before"
             raise InputError(f"the model gives {logits.shape[1]} logits, but {known}: give as many labels as classes")
@@ -342,10 +334,8 @@ class Classifier:
     def _afford(self, passes: int) -> None:
         spent = self.forwards + self.backwards
         if self.budget is not None and spent + passes > self.budget:
-            raise BudgetExceeded(
-                f"the budget of {self.budget:,} passes is used up ({spent:,} made, {passes:,} more "
-                "asked for): give a larger budget or reset_counts()"
-            )
+            problem = f"the budget of {self.budget:,} passes is used up ({spent:,} made, {passes:,} more asked for)"
+            raise BudgetExceeded(f"{problem}: give a larger budget or reset_counts()")
 
     def _count_backward(self, count: int) -> None:
         self._afford(count)
@@ -358,57 +348,35 @@ def logits_of(output: Any) -> Tensor:
         return output
     found = output.get("logits") if isinstance(output, Mapping) else getattr(output, "logits", None)
     if not isinstance(found, Tensor):
-        raise InputError(
-            f"the model returns {_kind(output)}, without logits: wrap it so that it returns a tensor (B, K)"
-        )
+        problem = f"the model returns {_kind(output)}, without logits"
+        raise InputError(f"{problem}: wrap it so that it returns a tensor (B, K)")
     return found
 
 
 @contextmanager
-def _evaluating(module: nn.Module) -> Iterator[None]:
-    """Evaluation mode for each part by itself: a part may well be in another mode than the whole."""
+def _held(module: nn.Module, device: torch.device | None) -> Iterator[None]:
+    """Evaluation mode, no gradients for parameters, and the device; each part is left as it was found, by itself."""
     training = [part for part in module.modules() if part.training]
+    asking = [parameter for parameter in module.parameters() if parameter.requires_grad]
+    found = next((tensor.device for tensor in (*module.parameters(), *module.buffers())), None)
+    if device == torch.device("cuda"):  # the current GPU, which tensors call by its number
+        device = torch.device("cuda", torch.cuda.current_device())
+    moves = device is not None and found is not None and found != device
     try:
         for part in training:
             part.training = False
-        yield
-    finally:
-        for part in training:
-            part.training = True
-
-
-@contextmanager
-def _frozen(module: nn.Module) -> Iterator[None]:
-    """No gradients for the parameters: none are computed in vain, and none end in ``.grad``."""
-    asking = [parameter for parameter in module.parameters() if parameter.requires_grad]
-    try:
         for parameter in asking:
             parameter.requires_grad_(False)
+        if moves:
+            module.to(device)
         yield
     finally:
+        if moves:
+            module.to(found)
         for parameter in asking:
             parameter.requires_grad_(True)
-
-
-@contextmanager
-def _on_device(module: nn.Module, device: torch.device | None) -> Iterator[None]:
-    tensor = next((t for group in (module.parameters(), module.buffers()) for t in group), None)
-    if device is None or tensor is None or tensor.device == _numbered(device):
-        yield
-        return
-    found = tensor.device
-    try:
-        module.to(device)
-        yield
-    finally:
-        module.to(found)
-
-
-def _numbered(device: torch.device) -> torch.device:
-    """``cuda`` is the current GPU, which tensors call by its number."""
-    if device.type == "cuda" and device.index is None:
-        return torch.device("cuda", torch.cuda.current_device())
-    return device
+        for part in training:
+            part.training = True
 
 
 def _kind(value: Any) -> str:

@@ -25,6 +25,7 @@ from sfumato.core.errors import InputError, nearest
 EFFNET = "effnet-lite0"
 KINDS = f"a folder that 'sfumato classifier train' wrote, {EFFNET}, timm:NAME, hf:NAME or py:package.module:factory"
 _EFFNET_SIDE = 224  # pixels, what it was trained on
+_BY_HAND = "load the model yourself, and give Classifier(model, mean=..., std=...) as py:package.module:factory"
 
 
 def find_classifier(spec: str | Path, device: str = "auto") -> Classifier:
@@ -69,11 +70,8 @@ def _from_timm(name: str, device: str) -> Classifier:
         model = timm.create_model(name, pretrained=True)
     except Exception as error:  # an unknown name, no weights of that name, no network, ...
         known = timm.list_models(pretrained=True)
-        hint = (
-            "check the network"
-            if name.split(".")[0] in {k.split(".")[0] for k in known}
-            else _first(nearest(name, known))
-        )
+        there = name.split(".")[0] in {each.split(".")[0] for each in known}
+        hint = "check the network" if there else _first(nearest(name, known))
         raise InputError(f"timm:{name} cannot be loaded ({_reason(error)}): {hint}") from error
     settings = model.pretrained_cfg
     _, height, width = settings["input_size"]
@@ -115,10 +113,9 @@ def _from_hub(name: str, device: str) -> Classifier:
 def _from_transformers(name: str, device: str) -> Classifier:
     """A folder or Hub name with a classifier of transformers, its preprocessing read from ``preprocessor_config.json``."""
     transformers = _installed("transformers", name)
+    kind, how = transformers.AutoModelForImageClassification, {"use_safetensors": True, "output_loading_info": True}
     try:
-        model, loaded = transformers.AutoModelForImageClassification.from_pretrained(
-            name, use_safetensors=True, output_loading_info=True
-        )
+        model, loaded = kind.from_pretrained(name, **how)
     except Exception as error:  # no such model, another task, weights only as a pickle, damaged files, ...
         problem = f"{name} cannot be loaded as an image classifier of transformers ({_reason(error)})"
         raise InputError(f"{problem}: check the name, its kind, and that it holds model.safetensors") from error
@@ -128,23 +125,15 @@ def _from_transformers(name: str, device: str) -> Classifier:
     try:
         settings, _ = transformers.ImageProcessingMixin.get_image_processor_dict(name)
     except (OSError, ValueError) as error:
-        problem = f"{name} has no readable preprocessor_config.json ({_reason(error)}): load the model yourself, and"
-        raise InputError(f"{problem} give Classifier(model, mean=..., std=...) as py:package.module:factory") from None
+        raise InputError(f"{name} has no readable preprocessor_config.json ({_reason(error)}): {_BY_HAND}") from None
     mean, std = processor_statistics(settings, name)
     # Networks that were trained on blue, green, red say so here.
     module = _BlueFirst(model) if settings.get("do_flip_channel_order") else model
     if module is not model:
         mean, std = mean[::-1], std[::-1]
     known = from_transformers(model.config)
-    return _on(
-        device,
-        module,
-        mean=mean,
-        std=std,
-        labels=known.labels,
-        size=processor_size(settings) or known.size,
-        channels=known.channels or 3,
-    )
+    size, channels = processor_size(settings) or known.size, known.channels or 3
+    return _on(device, module, mean=mean, std=std, labels=known.labels, size=size, channels=channels)
 
 
 class _BlueFirst(nn.Module):
@@ -170,10 +159,7 @@ def processor_statistics(settings: Mapping[str, Any], name: str) -> tuple[list[f
     if settings.get("do_normalize", True):
         mean, std = settings.get("image_mean"), settings.get("image_std")
         if mean is None or std is None:
-            problem = f"the preprocessor_config.json of {name} has no image_mean and image_std: load the model"
-            raise InputError(
-                f"{problem} yourself, and give Classifier(model, mean=..., std=...) as py:package.module:factory"
-            )
+            raise InputError(f"the preprocessor_config.json of {name} has no image_mean and image_std: {_BY_HAND}")
     else:
         mean, std = 0.0, 1.0
     means = [mean] if isinstance(mean, int | float) else list(mean)
@@ -214,9 +200,8 @@ def _from_code(name: str, device: str) -> Classifier:
         problem = f"py:{name}: {where} needs the package {error.name!r}, which is not installed"
         raise InputError(f"{problem}: pip install {(error.name or '').split('.')[0]}") from error
     except Exception as error:
-        raise InputError(
-            f"py:{name}: {where} cannot be imported ({_reason(error)}{_line(error)}): correct it"
-        ) from error
+        problem = f"py:{name}: {where} cannot be imported ({_reason(error)}{_line(error)})"
+        raise InputError(f"{problem}: correct it") from error
     if not hasattr(module, attribute):
         known = [n for n, value in vars(module).items() if callable(value) and not n.startswith("_")]
         hint = nearest(attribute, known) if known else "write such a function"

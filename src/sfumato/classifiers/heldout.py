@@ -51,12 +51,10 @@ def _origin(source: str | Path) -> str:
     text = str(source)
     if text.startswith("hf:"):
         return "its test split, or a tenth held out where it has none"
-    path = Path(text).expanduser()
-    if text in SOURCES:
-        own = True
-    elif path.is_dir():
+    path, own = Path(text).expanduser(), text in SOURCES
+    if not own and path.is_dir():
         own = any(entry.split == "test" for entry in scan_folder(path).entries)
-    else:
+    elif not own:
         with np.load(path, allow_pickle=False) as file:
             own = "x_test" in file.files
     return "its test split" if own else "a tenth held out"

@@ -61,16 +61,15 @@ def standard(network: Network, x: Tensor, y: Tensor, moment: Moment) -> tuple[Te
 class ClassifierObjective(Objective):
     """The mean loss of a batch of augmented images.
 
-    The order of an epoch's images comes from a stream seeded with the seed and the epoch, all else that is random in a
-    step from one seeded with the seed and the step.
+    The order of images depends on seed and epoch, everything else that is random in a step on seed and step.
 
     Args:
-        data: images to train on, and to measure the accuracy on at the end.
+        data: training and test images; the accuracy on the latter is measured at the end.
         labels: (N,) of the training images, as the classifier numbers them.
         classifier: whose module is trained.
-        settings: what makes it this training: seed, shift, flip, perhaps noise, and what else is noted with the model.
-        batch_loss: what the steps lower.
-        rows: which images to train on; all of them by default.
+        settings: seed, shift, flip, perhaps noise, and what else is saved with the model.
+        batch_loss: of one batch.
+        rows: indices of the images to train on; all of them by default.
     """
 
     def __init__(
@@ -98,9 +97,9 @@ class ClassifierObjective(Objective):
         self.use_data(self.images_per_step)
 
     def use_data(self, count: int) -> None:
-        """So many images of a batch are of the data; the others are added by ``mixed``."""
+        """``count`` images of a batch are of the data; ``mixed`` adds the others."""
         self.real = count
-        self.steps_per_epoch = len(self.rows) // count  # the rest of a pass is left out: each is in another order
+        self.steps_per_epoch = len(self.rows) // count  # incomplete batches are dropped: each epoch has another order
 
     def learning_rate(self, moment: Moment) -> float:
         return trapezoid(LEARNING_RATE, moment.fraction, rise=WARMUP, decay=1 - WARMUP)
@@ -124,7 +123,7 @@ class ClassifierObjective(Objective):
         return self.batch_of(self.order[1][place * self.real : (place + 1) * self.real], moment.generator())
 
     def batch_of(self, rows: Tensor, stream: torch.Generator) -> tuple[Tensor, Tensor]:
-        """These images, and those mixed in: (B, C, H, W), augmented, on the device, with their labels (B,)."""
+        """The images ``rows`` and those mixed in, augmented, on the device: (B, C, H, W), and their labels (B,)."""
         x, y = self.mixed(self.data.pixels(rows), self.labels[rows], stream)
         x = augment(x, self.settings["shift"], self.settings["flip"], stream)
         if noise := self.settings.get("noise"):
@@ -132,7 +131,7 @@ class ClassifierObjective(Objective):
         return x.to(self.device), y.to(self.device)
 
     def mixed(self, x: Tensor, y: Tensor, stream: torch.Generator) -> tuple[Tensor, Tensor]:
-        """Images of the data and their labels, to which others may be added."""
+        """Images of the data and their labels; a subclass may add others."""
         return x, y
 
     def finished(self) -> Classifier:
@@ -140,7 +139,7 @@ class ClassifierObjective(Objective):
         return self.classifier
 
     def notes(self) -> dict[str, Any]:
-        """What to keep with the trained classifier, JSON values by name."""
+        """What is saved with the trained classifier, JSON values by name."""
         kept = ("data", "seed", "shift", "flip", "noise")
         return {key: self.settings[key] for key in kept if key in self.settings}
 
@@ -154,15 +153,14 @@ class ClassifierObjective(Objective):
 
 
 def new_classifier(data: ImageSet, network: str, seed: int, device: torch.device) -> Classifier:
-    """An untrained one for such images, normalised by their statistics."""
+    """An untrained classifier for these images, which normalises by their mean and standard deviation."""
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(mix_seed(seed, 0))
         module = NETWORKS.find(network)(data.channels, data.size, len(data.classes))
     module = module.to(device, memory_format=torch.channels_last)  # type: ignore[call-overload]
     mean, std = _statistics(data)
-    return Classifier(
-        module, mean=mean, std=std, labels=data.classes, size=data.size, channels=data.channels, device=device
-    )
+    known = {"labels": data.classes, "size": data.size, "channels": data.channels}
+    return Classifier(module, mean=mean, std=std, device=device, **known)
 
 
 def augment(x: Tensor, shift: int, flip: bool, stream: torch.Generator) -> Tensor:

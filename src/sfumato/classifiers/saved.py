@@ -8,7 +8,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import nn
 
 from sfumato.classifiers.classifier import Classifier
 from sfumato.classifiers.networks import NETWORKS
@@ -35,24 +34,14 @@ def save_classifier(folder: str | Path, classifier: Classifier, notes: Mapping[s
     name = next((name for name, network in NETWORKS.items() if type(module) is network), None)
     if module is None or name is None:
         problem = f"a classifier around {type(classifier.model).__name__} cannot be saved, only sfumato's networks"
-        raise InputError(
-            f"{problem} ({', '.join(NETWORKS)}): save the model itself, and give it as py:package.module:factory"
-        )
+        advice = "save the model itself, and give it as py:package.module:factory"
+        raise InputError(f"{problem} ({', '.join(NETWORKS)}): {advice}")
     if classifier.mean is None or classifier.std is None or classifier.size is None or classifier.channels is None:
-        raise InputError(
-            "a classifier is saved with its mean, std, size and channels: give all four to Classifier(...)"
-        )
-    description = {
-        **(notes or {}),
-        "format": FORMAT,
-        "kind": "classifier",
-        "network": name,
-        "size": list(classifier.size),
-        "channels": classifier.channels,
-        "mean": classifier.mean.tolist(),
-        "std": classifier.std.tolist(),
-        "labels": list(classifier.labels),
-    }
+        problem = "a classifier is saved with its mean, std, size and channels"
+        raise InputError(f"{problem}: give all four to Classifier(...)")
+    description = {**(notes or {}), "format": FORMAT, "kind": "classifier", "network": name}
+    description |= {"size": classifier.size, "channels": classifier.channels, "mean": classifier.mean.tolist()}
+    description |= {"std": classifier.std.tolist(), "labels": classifier.labels}
     checkpoint.write(Path(folder), module.state_dict(), json.loads(json.dumps(description)))
 
 
@@ -74,20 +63,12 @@ def load_classifier(path: str | Path, device: str | torch.device = "auto") -> Cl
         # Copies, for what was read is the file itself in memory, which somebody may write over.
         module.load_state_dict({name: tensor.clone() for name, tensor in tensors.items()}, assign=True)
     except RuntimeError as error:
-        reason = str(error).splitlines()[-1].strip()
-        raise InputError(
-            f"{file} does not fit its network {description['network']!r} ({reason}): train it again"
-        ) from None
-    module = _like_trained(module).to(chosen)
-    return Classifier(
-        module.eval(),
-        mean=description["mean"],
-        std=description["std"],
-        labels=description["labels"],
-        size=(height, width),
-        channels=description["channels"],
-        device=chosen,
-    )
+        problem = f"{file} does not fit its network {description['network']!r} ({str(error).splitlines()[-1].strip()})"
+        raise InputError(f"{problem}: train it again") from None
+    # As trained: with gradients, and channels last, as convolutions like it.
+    module = module.requires_grad_(True).to(memory_format=torch.channels_last).to(chosen)  # type: ignore[call-overload]
+    known = {key: description[key] for key in ("mean", "std", "labels", "channels")}
+    return Classifier(module.eval(), size=(height, width), device=chosen, **known)
 
 
 def read_description(path: str | Path) -> dict[str, Any]:
@@ -113,10 +94,3 @@ def check_description(file: Path, description: Mapping[str, Any]) -> None:
         wrong.append("labels")
     if wrong:
         raise InputError(f"{file} describes no classifier ({', '.join(wrong)} missing or wrong): train it again")
-
-
-def _like_trained(module: nn.Module) -> nn.Module:
-    """The tensors of the file, as the parameters that they were: trainable, channels last as convolutions like it."""
-    for parameter in module.parameters():
-        parameter.requires_grad_(True)
-    return module.to(memory_format=torch.channels_last)  # type: ignore[call-overload]

@@ -99,9 +99,9 @@ def train_classifier(
 def classifier_steps(request: ClassifierRequest) -> Iterator[Progress]:
     """Train step by step: SGD with Nesterov momentum, one cycle of the learning rate, shifted and mirrored images.
 
-    The folder gets ``model.safetensors`` and ``config.json`` at the end, with the accuracy on images that were not
-    trained on, and ``train_state/`` on the way. The same request again resumes; for a budget in epochs the result is the
-    same to the bit as without the stop.
+    Writes ``model.safetensors`` and ``config.json`` at the end, with the accuracy on held-out images, and checkpoints in
+    ``train_state/``. The same request again resumes; for a budget in epochs the result is the same to the bit as that of
+    an uninterrupted training.
 
     Yields:
         Progress after each step, with the training accuracy among its metrics.
@@ -114,30 +114,22 @@ def classifier_steps(request: ClassifierRequest) -> Iterator[Progress]:
     data = request.divided()
     train = data.train
     if train.labels is None or len(train.classes) < 2:
-        raise InputError(
-            f"data {train.name!r} has no labels, or one class only, and a classifier needs two or more: "
-            "give images in a sub-folder a class, or an .npz with labels"
-        )
+        problem = f"data {train.name!r} has no labels, or one class only, and a classifier needs two or more"
+        raise InputError(f"{problem}: give images in a sub-folder a class, or an .npz with labels")
     name = request.network or suggest_network(train.channels)
     NETWORKS.find(name)
     augmentation = request.augmentation(train)
     if not 0 <= request.noise < float("inf"):
-        raise InputError(
-            f"noise {request.noise:g} cannot be: give a standard deviation of 0 or more, of pixels in [0, 1]"
-        )
-    settings = {"network": name, **augmentation, **described(train, request.seed)}
-    if request.noise:
-        settings["noise"] = request.noise
+        problem = f"noise {request.noise:g} cannot be"
+        raise InputError(f"{problem}: give a standard deviation of 0 or more, of pixels in [0, 1]")
+    noise = {"noise": request.noise} if request.noise else {}
+    settings = {"network": name, **augmentation, **described(train, request.seed), **noise}
     labels = torch.from_numpy(train.labels)
     objective = ClassifierObjective(data, labels, new_classifier(train, name, request.seed, device), settings)
     return train_steps(objective, budget, seed=request.seed, out=Path(request.out), identity=settings)
 
 
 def described(train: ImageSet, seed: int) -> dict[str, Any]:
-    """What makes a training this one, beside its augmentation."""
-    return {
-        "size": list(train.size),
-        "labels": list(train.classes),
-        "data": f"{train.name} ({len(train)} images, {train.fingerprint()})",
-        "seed": seed,
-    }
+    """What distinguishes a training from others, beside its augmentation."""
+    data = f"{train.name} ({len(train)} images, {train.fingerprint()})"
+    return {"size": list(train.size), "labels": list(train.classes), "data": data, "seed": seed}

@@ -24,10 +24,8 @@ def check_compatible(classifier: Classifier, generator: Generator) -> None:
     channels, height, width = generator.ladder.shape(generator.ladder.stages - 1)
     if classifier.size is not None and classifier.size != (height, width):
         high, wide = classifier.size
-        raise InputError(
-            f"the classifier takes {wide}x{high} pixels, the generator makes {width}x{height}: train one of them again with "
-            "the other's --size, and the same --fit"
-        )
+        problem = f"the classifier takes {wide}x{high} pixels, the generator makes {width}x{height}"
+        raise InputError(f"{problem}: train one of them again with the other's --size, and the same --fit")
     advice = "give a generator that was trained on the classifier's data"
     allowed = {1, 3} if classifier.channels == 3 else {classifier.channels}
     if classifier.channels is not None and channels not in allowed:
@@ -59,10 +57,9 @@ def check_images(data: ImageSet, generator: Generator) -> None:
     """InputError unless the data has images of the size and colour that the generator makes."""
     channels, height, width = generator.ladder.shape(generator.ladder.stages - 1)
     if (data.channels, *data.size) != (channels, height, width):
-        raise InputError(
-            f"data {data.name!r} has images of {data.size[1]}x{data.size[0]} pixels and {data.channels} channels, the "
-            f"generator makes {width}x{height} with {channels}: give the --size, --fit and data that it was trained with"
-        )
+        has = f"data {data.name!r} has images of {data.size[1]}x{data.size[0]} pixels and {data.channels} channels"
+        makes = f"the generator makes {width}x{height} with {channels}"
+        raise InputError(f"{has}, {makes}: give the --size, --fit and data that it was trained with")
 
 
 def check_pixels(x: Tensor) -> Tensor:

@@ -19,6 +19,7 @@ from torch.utils.checkpoint import checkpoint
 
 from sfumato.classifiers import Classifier
 from sfumato.core.errors import InputError, nearest
+from sfumato.core.slices import slices
 from sfumato.generator import Generator, check_shape
 from sfumato.ladder import Ladder
 from sfumato.likelihood.bound import errors
@@ -26,12 +27,9 @@ from sfumato.samplers import Noise
 
 DenoiseAs = Callable[[Tensor, Tensor, int, Tensor], Tensor]  # (z (N, C, h, w), sigma (N,), stage, class (N,)) -> x^
 
-DRAWS = 32
 LOW, HIGH = 0.1, 10.0  # noise levels that tell classes apart; see benchmarks/results/likelihood.md
-WEIGHTS = "elbo"
 ALPHA = 0.05  # about how often, at most, elimination may drop the class that all draws would choose
 FIRST_LOOK = 8  # draws before classes are first dropped; then at each doubling
-ROWS = 256  # images times classes at once
 _GOLDEN = (math.sqrt(5) - 1) / 2
 
 
@@ -65,6 +63,27 @@ class Decision:
         return (-self.losses).masked_fill(~self.alive, -math.inf).softmax(1)
 
 
+@dataclass(frozen=True)
+class DiffusionClassifierSettings:
+    """The settings of a ``DiffusionClassifier``.
+
+    Args:
+        draws: evaluations of the network for each class.
+        weights: a name in ``ladder.WEIGHTS``; with "elbo" errors are nats of the likelihood bound, up to a constant.
+        seed: of noise and levels.
+        rows: images times classes at once.
+    """
+
+    draws: int = 32
+    weights: str = "elbo"
+    seed: int = 0
+    rows: int = 256
+
+    def __post_init__(self) -> None:
+        if self.draws < 1 or self.rows < 1:
+            raise InputError(f"draws={self.draws} and rows={self.rows}: both must be 1 or more")
+
+
 class DiffusionClassifier(nn.Module):
     """Pixels (B, C, H, W) in [0, 1] to logits (B, K): minus the weighted denoising error of each class.
 
@@ -79,35 +98,20 @@ class DiffusionClassifier(nn.Module):
         denoise: the expected clean image under a class, one an image.
         ladder: the chain.
         classes: K.
-        draws: evaluations of the network for each class.
-        weights: a name in ``ladder.WEIGHTS``; with "elbo" errors are nats of the likelihood bound, up to a constant.
-        seed: of noise and levels.
         network: what ``denoise`` runs, so that it is moved and frozen with this module.
-        rows: images times classes at once.
+        settings: the fields of ``DiffusionClassifierSettings``.
     """
 
     def __init__(
-        self,
-        denoise: DenoiseAs,
-        ladder: Ladder,
-        classes: int,
-        *,
-        draws: int = DRAWS,
-        weights: str = WEIGHTS,
-        seed: int = 0,
-        network: nn.Module | None = None,
-        rows: int = ROWS,
+        self, denoise: DenoiseAs, ladder: Ladder, classes: int, *, network: nn.Module | None = None, **settings: Any
     ) -> None:
         super().__init__()
         if classes < 2:
             raise InputError(f"{classes} class: to classify needs two or more")
-        if draws < 1 or rows < 1:
-            raise InputError(f"draws={draws} and rows={rows}: both must be 1 or more")
-        self.denoise, self.ladder, self.classes, self.weights, self.rows = denoise, ladder, classes, weights, rows
-        self.network = network
-        self.seed = seed
-        ladder.weights(weights, 0, torch.ones(1))  # an unknown name is refused now
-        self.plan = _plan(ladder, draws)
+        self.denoise, self.ladder, self.classes, self.network = denoise, ladder, classes, network
+        self.settings = DiffusionClassifierSettings(**settings)
+        ladder.weights(self.settings.weights, 0, torch.ones(1))  # an unknown name is refused now
+        self.plan = _plan(ladder, self.settings.draws)
 
     def forward(self, x: Tensor) -> Tensor:
         """(B, K) logits, differentiable in x."""
@@ -126,17 +130,17 @@ class DiffusionClassifier(nn.Module):
 
     def _losses(self, x: Tensor, index: int, alive: Tensor) -> Tensor:
         stage, sigma, scale = self.plan[index]
-        noise = Noise(self.seed, [index], x.device)(self.ladder.shape(stage)).to(x.dtype)
+        noise = Noise(self.settings.seed, [index], x.device)(self.ladder.shape(stage)).to(x.dtype)
         clean = self.ladder.shrink(2 * x - 1, stage)
         level = torch.full((len(x),), sigma, dtype=x.dtype, device=x.device)
         z = self.ladder.marginal(2 * x - 1, stage, level, noise)
         image, label = alive.nonzero(as_tuple=True)
         parts = []
-        for i, k in zip(image.split(self.rows), label.split(self.rows), strict=True):
+        rows, weights = self.settings.rows, self.ladder.weights(self.settings.weights, stage, level[:1])
+        for i, k in zip(image.split(rows), label.split(rows), strict=True):
             d = self.denoise(z[i], level[i], stage, k) - clean[i]
             on_p, on_q = errors(self.ladder, stage, d)
-            w_p, w_q = self.ladder.weights(self.weights, stage, level[:1])
-            parts.append(scale * (w_p * on_p + w_q * on_q))
+            parts.append(scale * (weights[0] * on_p + weights[1] * on_q))
         empty = torch.zeros(alive.shape, dtype=parts[0].dtype, device=x.device)
         return empty.index_put((image, label), torch.cat(parts)).to(x.dtype)
 
@@ -193,9 +197,8 @@ def _plan(ladder: Ladder, draws: int) -> list[Draw]:
         if max(end, LOW) < min(jump, HIGH)
     ]
     if not spans:
-        raise InputError(
-            f"the ladder's jumps {ladder.jumps} leave no noise level from {LOW} to {HIGH}: classes are told apart there"
-        )
+        problem = f"the ladder's jumps {ladder.jumps} leave no noise level from {LOW} to {HIGH}"
+        raise InputError(f"{problem}: classes are told apart there")
     whole = sum(length for _, _, length in spans)
     plan = []
     for i in range(draws):
@@ -211,15 +214,7 @@ def _plan(ladder: Ladder, draws: int) -> list[Draw]:
     return plan
 
 
-def diffusion_classifier(
-    generator: Generator,
-    names: Sequence[str] = (),
-    *,
-    draws: int = DRAWS,
-    weights: str = WEIGHTS,
-    seed: int = 0,
-    rows: int = ROWS,
-) -> Classifier:
+def diffusion_classifier(generator: Generator, names: Sequence[str] = (), **settings: Any) -> Classifier:
     """A generator as a ``Classifier``, which attacks can attack like any other.
 
     >>> classifier = diffusion_classifier(Generator.from_pretrained("runs/fashion"))       # doctest: +SKIP
@@ -229,7 +224,7 @@ def diffusion_classifier(
         generator: trained with labels or texts.
         names: the classes to choose from. Default: all labels of the model; of a model of texts they must be given, and
             each is a prompt.
-        draws, weights, seed, rows: as in ``DiffusionClassifier``, which is the result's ``module``.
+        settings: as of ``DiffusionClassifier``, which is the result's ``module``.
 
     Raises:
         InputError: a model without labels and texts, an unknown label, fewer than two classes.
@@ -238,31 +233,25 @@ def diffusion_classifier(
     names = tuple(names)
     if generator.kinds.tokens:
         if not names:
-            raise InputError(
-                "this model was trained with texts, so it has no classes of its own: name them, each as a prompt"
-            )
+            raise InputError("this model was trained with texts, not with classes: name them, each as a prompt")
         conditions = generator.condition(len(names), prompt=list(names))
     elif generator.classes:
         names = names or generator.classes
-        for name in names:
-            if name not in generator.classes:
-                raise InputError(f"the model knows no class {name!r}: {nearest(name, generator.classes)}")
+        if unknown := [name for name in names if name not in generator.classes]:
+            raise InputError(f"the model knows no class {unknown[0]!r}: {nearest(unknown[0], generator.classes)}")
         conditions = generator.condition(len(names), list(names))
     else:
-        raise InputError(
-            "this model was trained without labels and texts, so it cannot tell classes: train one with "
-            "images in a sub-folder a class"
-        )
+        problem = "this model was trained without labels and texts, so it cannot tell classes"
+        raise InputError(f"{problem}: train one with images in a sub-folder a class")
 
     def denoise(z: Tensor, sigma: Tensor, stage: int, label: Tensor) -> Tensor:
         with generator.autocast():
             return generator.denoiser(z, sigma, stage, conditions[label.to("cpu")].to(z.device)).float()
 
-    how: dict[str, Any] = {"draws": draws, "weights": weights, "seed": seed, "rows": rows}
     ladder = generator.ladder
-    module = DiffusionClassifier(denoise, ladder, len(names), network=generator.denoiser, **how)
+    module = DiffusionClassifier(denoise, ladder, len(names), network=generator.denoiser, **settings)
     channels = ladder.channels if ladder.channels < 4 else None
-    at_once = max(1, rows // len(names))
+    at_once = max(1, module.settings.rows // len(names))
     return Classifier(module, labels=names, size=ladder.size, channels=channels, batch_size=at_once)
 
 
@@ -287,12 +276,8 @@ def classify(
         raise InputError(f"alpha={alpha} is impossible: give 0, for no elimination, or a number under 1")
     if not len(x) or not x.is_floating_point() or not bool(((x >= 0) & (x <= 1)).all()):
         raise InputError("give one image or more, with pixels from 0 to 1")
-    parts = []
     with classifier.ready():
-        for start in range(0, len(x), classifier.batch_size):
-            found = module.decide(x[start : start + classifier.batch_size].to(classifier.device, torch.float32), alpha)
-            parts.append(found)
-            if progress is not None:
-                progress(min(start + classifier.batch_size, len(x)), len(x))
+        batches = slices(len(x), classifier.batch_size, progress)
+        parts = [module.decide(x[some].to(classifier.device, torch.float32), alpha) for some in batches]
     fields = ("label", "losses", "alive", "passes")
     return Decision(*(torch.cat([getattr(part, name) for part in parts]).cpu() for name in fields))

@@ -63,11 +63,9 @@ def bound(
     """
     finest = ladder.stages - 1
     if ladder.jumps[finest] <= floor:
-        raise InputError(
-            f"the finest stage begins at noise level {ladder.jumps[finest]:.2g}: a likelihood needs one over {floor:.2g}; "
-            "train with other jumps"
-        )
-    spans = _spans(ladder, floor)
+        problem = f"the finest stage begins at noise level {ladder.jumps[finest]:.2g}"
+        raise InputError(f"{problem}: a likelihood needs one over {floor:.2g}; train with other jumps")
+    spans = [(_place(max(end, floor)), _place(jump)) for end, jump in zip(ladder.ends, ladder.jumps, strict=True)]
     sums, variances = [], torch.zeros(len(x), dtype=torch.float64, device=x.device)
     for stage, ((low, high), count) in enumerate(zip(spans, _shares(spans, draws), strict=True)):
         clean = ladder.shrink(x, stage)
@@ -107,10 +105,6 @@ def _place(sigma: float) -> float:
 def _level(place: Tensor) -> Tensor:
     """The inverse of ``_place``."""
     return -SCALE * place.exp() / torch.expm1(place)
-
-
-def _spans(ladder: Ladder, floor: float) -> list[tuple[float, float]]:
-    return [(_place(max(end, floor)), _place(jump)) for end, jump in zip(ladder.ends, ladder.jumps, strict=True)]
 
 
 def _shares(spans: list[tuple[float, float]], draws: int) -> list[int]:

@@ -23,11 +23,10 @@ def flow(
     denoise: DenoiseAt,
     ladder: Ladder,
     x: Tensor,
-    noise: Noise,
+    noise: Noise | None,
     steps: int = STEPS,
     floor: float = FLOOR,
     eight_bit: bool = True,
-    exact: bool = False,
 ) -> Tensor:
     """``-log p(x)`` in nats, (B,) float64, by the probability-flow ODE from the image down to z_0.
 
@@ -37,20 +36,21 @@ def flow(
     is known, and ``P z`` is the coarser state: ``p(z) = N(Q z; J_k^2) p(A z) / 2^d``, d numbers in A z. Nothing is lost.
 
     Args:
-        denoise: the expected clean image, differentiable in z.
-        ladder: the chain.
-        x: (B, C, H, W) in [-1, 1] space; where ``eight_bit``, of 8-bit values, which are dequantised.
-        noise: the streams of these images.
+        denoise, ladder, x, eight_bit: as in ``bound``; ``denoise`` is differentiable in z, and 8-bit values are dequantised.
+        noise: the streams of these images; None, where not ``eight_bit``: the divergence is not estimated, but summed over
+            all numbers of z, one backward pass each.
         steps: of the classical Runge-Kutta method (fourth order), spaced equally in log s over all stages.
         floor: the level where it begins; where not ``eight_bit``, the density is that of z(floor), at x.
-        exact: the divergence as a sum over all numbers of z, one backward pass each, and not Hutchinson's estimate.
     """
     finest = ladder.stages - 1
-    z, dequantising = dequantise(x, noise(ladder.shape(finest)), floor) if eight_bit else (x, 0.0)
-    nats = torch.zeros(len(x), dtype=torch.float64, device=x.device) + dequantising
+    z, nats = x, torch.zeros(len(x), dtype=torch.float64, device=x.device)
+    if eight_bit:
+        assert noise is not None
+        z, dequantising = dequantise(x, noise(ladder.shape(finest)), floor)
+        nats += dequantising
     whole = sum(math.log(high / low) for stage in range(ladder.stages) for low, high in _segments(ladder, stage, floor))
     for stage in reversed(range(ladder.stages)):
-        probe = None if exact else _signs(noise(ladder.shape(stage))).to(z)
+        probe = None if noise is None else torch.where(noise(ladder.shape(stage)) < 0, -1.0, 1.0).to(z)  # fair signs
         for low, high in _segments(ladder, stage, floor):
             count = max(1, round(steps * math.log(high / low) / whole))
             grid = eight_bit and stage == finest
@@ -119,11 +119,6 @@ def _divergence(speed: Tensor, z: Tensor, probe: Tensor | None) -> Tensor:
         (found,) = torch.autograd.grad(flat[:, i].sum(), z, retain_graph=True)
         total += found.flatten(1)[:, i].double()
     return total
-
-
-def _signs(noise: Tensor) -> Tensor:
-    """Fair signs, 1 or -1."""
-    return torch.where(noise < 0, -1.0, 1.0)
 
 
 def _normal(z: Tensor, std: float, count: int) -> Tensor:

@@ -14,6 +14,7 @@ from sfumato.conditions import Condition
 from sfumato.conditions.requests import Labels, Prompts
 from sfumato.core.errors import InputError
 from sfumato.core.registry import Registry
+from sfumato.core.slices import slices
 from sfumato.generator import Generator, check_shape
 from sfumato.likelihood.bound import DRAWS, DenoiseAt, bound
 from sfumato.likelihood.flow import ORDER, STEPS, flow
@@ -123,21 +124,13 @@ def score(
     x = eight_bit(generator, x)
     c = condition if condition is not None else condition_of(generator, len(x), label, prompt)
     at_once = len(x) if asked.method == "integral" else asked.batch_size  # its samples serve all images
-    parts = []
-    for first in range(0, len(x), at_once):
-        rows = slice(first, min(first + at_once, len(x)))
-        noise = Noise(asked.seed, range(rows.start, rows.stop), generator.device)
-        device = generator.device
-        parts.append(METHODS.find(asked.method)(generator, x[rows].to(device), c[rows].to(device), noise, asked))
-        if progress is not None:
-            progress(rows.stop, len(x))
-    return Score(
-        asked.method,
-        torch.cat([part.bits for part in parts]),
-        torch.cat([part.error for part in parts]),
-        {name: torch.cat([part.parts[name] for part in parts]) for name in parts[0].parts},
-        parts[0].evaluations,
-    )
+    estimate, device, found = METHODS.find(asked.method), generator.device, []
+    for rows in slices(len(x), at_once, progress):
+        noise = Noise(asked.seed, range(rows.start, rows.stop), device)
+        found.append(estimate(generator, x[rows].to(device), c[rows].to(device), noise, asked))
+    bits, error = (torch.cat([getattr(each, name) for each in found]) for name in ("bits", "error"))
+    parts = {name: torch.cat([each.parts[name] for each in found]) for name in found[0].parts}
+    return Score(asked.method, bits, error, parts, found[0].evaluations)
 
 
 @METHODS.add("bound")

@@ -50,9 +50,8 @@ class Threat:
     def __post_init__(self) -> None:
         check_norm(self.norm, NORMS, "adversarial training")
         if not 0 < self.eps < float("inf"):
-            raise InputError(
-                f"eps {self.eps:g} leaves nothing to be hardened against: give a size over 0, of pixels in [0, 1]"
-            )
+            problem = f"eps {self.eps:g} leaves nothing to be hardened against"
+            raise InputError(f"{problem}: give a size over 0, of pixels in [0, 1]")
         if self.steps < 1:
             raise InputError(f"steps {self.steps}: the inner maximisation needs 1 or more")
         if not 0 < self.beta < float("inf"):
@@ -71,12 +70,9 @@ def maximise(
     network: Network,
     x: Tensor,
     rise: Callable[[Tensor], Tensor],
-    norm: str,
-    eps: float,
-    *,
-    steps: int,
+    threat: Threat,
+    moment: Moment,
     share: float | None = None,
-    seed: int = 0,
 ) -> Tensor:
     """The point of box and ball where a loss is highest, as far as a few steepest steps from a random start find it.
 
@@ -87,10 +83,9 @@ def maximise(
         network: to attack.
         x: (B, C, H, W) pixels in [0, 1].
         rise: from (B, K) logits to (B,), to be raised.
-        norm, eps: the ball.
-        steps: how many.
+        threat: the ball, and how many steps.
+        moment: eps at that moment, and the seed of the random start.
         share: length of each step as a share of eps; all together 2.5 by default.
-        seed: of the random start.
 
     Returns:
         (B, C, H, W), detached.
@@ -100,22 +95,12 @@ def maximise(
         leaf = x_adv.detach().requires_grad_()
         return torch.autograd.grad(rise(network(leaf)).sum(), leaf)[0].nan_to_num(0.0, 0.0, 0.0)
 
-    radius = torch.full((len(x),), eps, dtype=x.dtype, device=x.device)
-    start = random_start(x, norm, radius, Streams(seed, range(len(x)), salt=_SALT, device=x.device))
+    norm, steps = threat.norm, threat.steps
+    radius = torch.full((len(x),), threat.at(moment), dtype=x.dtype, device=x.device)
+    start = random_start(x, norm, radius, Streams(moment.seed, range(len(x)), salt=_SALT, device=x.device))
     step = REACH / steps if share is None else share
     with network.classifier.ready(), torch.enable_grad():
         return ascend(x, slope, norm=norm, eps=radius, steps=steps, step=step, begin=start).detach()
-
-
-def _worst(
-    threat: Threat,
-    network: Network,
-    x: Tensor,
-    moment: Moment,
-    rise: Callable[[Tensor], Tensor],
-    share: float | None = None,
-) -> Tensor:
-    return maximise(network, x, rise, threat.norm, threat.at(moment), steps=threat.steps, share=share, seed=moment.seed)
 
 
 @METHODS.add("pgd")
@@ -123,7 +108,7 @@ def pgd_training(threat: Threat) -> BatchLoss:
     """Cross-entropy at what projected gradient descent finds (Madry et al. 2018, arXiv 1706.06083, section 2)."""
 
     def objective(network: Network, x: Tensor, y: Tensor, moment: Moment) -> tuple[Tensor, Tensor]:
-        worst = _worst(threat, network, x, moment, lambda logits: cross_entropy(logits, y))
+        worst = maximise(network, x, lambda logits: cross_entropy(logits, y), threat, moment)
         return standard(network, worst, y, moment)
 
     return objective
@@ -139,7 +124,7 @@ def fast_training(threat: Threat) -> BatchLoss:
 
     def objective(network: Network, x: Tensor, y: Tensor, moment: Moment) -> tuple[Tensor, Tensor]:
         single = replace(threat, steps=1)
-        worst = _worst(single, network, x, moment, lambda logits: cross_entropy(logits, y), FAST_STEP)
+        worst = maximise(network, x, lambda logits: cross_entropy(logits, y), single, moment, FAST_STEP)
         return standard(network, worst, y, moment)
 
     return objective
@@ -157,7 +142,7 @@ def trades_training(threat: Threat) -> BatchLoss:
     def objective(network: Network, x: Tensor, y: Tensor, moment: Moment) -> tuple[Tensor, Tensor]:
         with network.classifier.ready(), torch.no_grad():
             predicted = network(x).log_softmax(1)  # (B, K)
-        worst = _worst(threat, network, x, moment, lambda logits: divergence(predicted, logits.log_softmax(1)))
+        worst = maximise(network, x, lambda logits: divergence(predicted, logits.log_softmax(1)), threat, moment)
         clean, moved = network(torch.cat([x, worst])).chunk(2)
         return trades_loss(clean, moved, y, threat.beta), moved
 

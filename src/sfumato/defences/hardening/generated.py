@@ -33,8 +33,6 @@ MOST_OFTEN = 4  # times as often as an image of the data, that a generated one i
 CHUNK = 200  # images drawn at once
 SAVE_SECONDS = 15.0
 
-Progress = Callable[[int, int], None]  # images drawn, images in all
-
 
 class Pool(NamedTuple):
     """Images to mix into training.
@@ -64,25 +62,23 @@ class Pool(NamedTuple):
 def check_generator(generator: Generator, classifier: Classifier, data: ImageSet) -> None:
     """InputError where its images cannot be mixed with the data: another size, colour, or not the same classes."""
     if not generator.classes:
-        raise InputError("the generator was trained without labels, and its images could teach no class: give one that "
-                         "was trained on labelled images")  # fmt: skip
+        problem = "the generator was trained without labels, and its images could teach no class"
+        raise InputError(f"{problem}: give one that was trained on labelled images")
     check_compatible(classifier, generator)
     channels = generator.ladder.channels
     if channels != data.channels:
-        raise InputError(f"the generator makes images of {channels} channels, data {data.name!r} has {data.channels}: give a "
-                         "generator that was trained on this data")  # fmt: skip
+        problem = f"the generator makes images of {channels} channels, data {data.name!r} has {data.channels}"
+        raise InputError(f"{problem}: give a generator that was trained on this data")
 
 
 def draw_pool(
     generator: Generator,
     classifier: Classifier,
     file: Path,
-    *,
     identity: dict[str, Any],
     most: int,
     seconds: float | None = None,
-    seed: int = 0,
-    progress: Progress | None = None,
+    progress: Callable[[int, int], None] | None = None,
 ) -> Pool:
     """Draw images of each class in turn, or take those that ``file`` holds, and filter them.
 
@@ -92,10 +88,9 @@ def draw_pool(
     Args:
         generator, classifier: that fit each other (``check_generator``).
         file: where they are kept.
-        identity: of generator, classifier and seed; a file of another is refused.
+        identity: of generator and classifier, and ``seed``, that of the images; a file of another is refused.
         most: how many to draw.
         seconds: draw fewer where so many would take longer than this, by the speed of the first chunk.
-        seed: of the images.
         progress: called with (images drawn, images in all).
 
     Raises:
@@ -116,7 +111,7 @@ def draw_pool(
         began = time.perf_counter()
         count = min(CHUNK, numbers["wanted"] - drawn)
         names = [classes[(drawn + i) % len(classes)] for i in range(count)]
-        made = generator.sample(count, names, seed=mix_seed(seed, drawn))
+        made = generator.sample(count, names, seed=mix_seed(identity["seed"], drawn))
         parts.append((255 * made).round().to(torch.uint8))
         drawn += count
         now = time.perf_counter()
@@ -161,14 +156,15 @@ def surest(classifier: Classifier, images: Tensor, labels: Tensor) -> tuple[Tens
         The rows of those that are kept, their labels, and how many there were that the classifier agreed on.
     """
     parts = [classifier.logits(part.float().div_(255)) for part in images.split(classifier.batch_size)]
-    confidence, said = torch.cat(parts).softmax(1).max(1)  # (N,)
-    right = said == labels
+    confidence, predicted = torch.cat(parts).softmax(1).max(1)  # (N,)
+    right = predicted == labels
     numbers = labels.unique().tolist()
     most = min(min(int((right & (labels == k)).sum()), round(MOST_KEPT * int((labels == k).sum()))) for k in numbers)
     if most == 0:
         missing = next(k for k in numbers if not bool((right & (labels == k)).any()))
-        raise InputError(f"of what the generator draws as {classifier.labels[missing]!r} the classifier takes nothing for it: "
-                         "give a generator and a classifier that were trained for longer, on the same images")  # fmt: skip
+        problem = f"of what the generator draws as {classifier.labels[missing]!r} the classifier takes nothing for it"
+        advice = "give a generator and a classifier that were trained for longer, on the same images"
+        raise InputError(f"{problem}: {advice}")
     found = []
     for k in numbers:
         mine = torch.nonzero(right & (labels == k)).flatten()

@@ -79,15 +79,10 @@ class HardeningRequest(ClassifierRequest):
         return Threat(self.norm, self.eps, self.steps, self.beta)
 
     def settings(self, train: ImageSet) -> dict[str, Any]:
-        """What makes a training this one."""
+        """What distinguishes this training from others, as JSON values."""
         hardening: dict[str, Any] = {"method": self.method, "norm": self.norm, "eps": self.eps}
-        found = {
-            **self.augmentation(train),
-            **described(train, self.seed),
-            "labels": list(self.classifier.labels),
-            "from": digest(self.classifier.module),
-            "hardening": hardening,
-        }
+        found = {**self.augmentation(train), **described(train, self.seed), "labels": list(self.classifier.labels)}
+        found |= {"from": digest(self.classifier.module), "hardening": hardening}
         if self.method in NOISY:
             found["noise"] = noise_of(self.threat)
         elif self.method != "fast":
@@ -119,11 +114,11 @@ def harden(
 def hardening_steps(request: HardeningRequest) -> Iterator[Progress]:
     """Train a classifier on adversarial examples, step by step; the result is in the folder ``out``.
 
-    As ``classifiers.classifier_steps``: the same budget, augmentation and checkpoints, resumed to the bit for a budget in
-    epochs. What is written at the end are averaged weights (``HardeningObjective``).
+    Budget, augmentation, checkpoints and resuming are those of ``classifiers.classifier_steps``; the weights written at
+    the end are averages (``HardeningObjective``).
 
     Yields:
-        Progress after each step; its accuracy is that on the images trained on, perturbed where they are.
+        Progress after each step, with the accuracy on the training batch as the network sees it, perturbations included.
 
     Raises:
         InputError: settings, data or a generator that do not fit, or a folder that holds something else; before the
@@ -138,12 +133,17 @@ def hardening_steps(request: HardeningRequest) -> Iterator[Progress]:
     data = training_and_test(request.data, request.test, classifier.size, request.fit)
     labels = _check_classes(classifier, data)
     settings = request.settings(data.train)
-    denoise = _denoiser(generator, classifier, data.train, noise_of(threat)) if request.method == "denoised" else None
+    denoise = None
+    if request.method == "denoised":
+        if generator is None:
+            raise InputError("method denoised trains on what a denoiser makes of noisy images: give a --generator")
+        check_smoothing(classifier, generator, data.train, noise_of(threat))
+        denoise = generator.denoise
     objective = HardeningObjective(data, labels, trainable_copy(classifier), settings, threat, denoise)
     check_run(Path(request.out), settings)  # before images are sampled for it
-    if "generated" in settings and generator is not None:
+    if generator is not None and denoise is None:
         generated.check_generator(generator, classifier, data.train)
-        pool = _sampled(request, settings, len(data.train))
+        pool = _sampled(request, generator, settings, len(data.train))
         objective.mix(pool, request.share)
         budget = _what_is_left(budget, pool)
     return train_steps(objective, budget, seed=request.seed, out=Path(request.out), identity=settings)
@@ -154,31 +154,23 @@ def _check_classes(classifier: Classifier, data: Divided) -> Tensor:
     labels = match_labels(classifier, data.train)
     unseen = [name for name in classifier.labels if name not in data.train.classes] if classifier.named else []
     if unseen:
-        raise InputError(
-            f"the classifier knows a class {unseen[0]!r}, data {data.train.name!r} does not, and it would be forgotten: "
-            "give data of all of its classes"
-        )
+        problem = f"the classifier knows a class {unseen[0]!r}, data {data.train.name!r} does not"
+        raise InputError(f"{problem}, and it would be forgotten: give data of all of its classes")
     classifier.logits(data.train.pixels(0))  # tells of channels that do not fit
     match_labels(classifier, data.test)
     return labels
 
 
-def _sampled(request: HardeningRequest, settings: Mapping[str, Any], count: int) -> generated.Pool:
-    """The generated images, from the folder as far as they are there."""
+def _sampled(
+    request: HardeningRequest, generator: Generator, settings: Mapping[str, Any], count: int
+) -> generated.Pool:
+    """The generated images to mix with ``count`` of the data; those that the folder holds already are not sampled again."""
     budget = request.budget
     passes = 1.0 if budget.epochs is None else min(1.0, budget.epochs * request.share / (1 - request.share))
     identity = {"from": settings["from"], "generator": settings["generated"]["generator"], "seed": request.seed}
-    assert request.generator is not None
-    return generated.draw_pool(
-        request.generator,
-        request.classifier,
-        Path(request.out) / generated.FILE,
-        identity=identity,
-        most=max(1, round(passes * count)),
-        seconds=None if budget.minutes is None else generated.TIME_SHARE * 60 * budget.minutes,
-        seed=request.seed,
-        progress=request.sampling,
-    )
+    file, most = Path(request.out) / generated.FILE, max(1, round(passes * count))
+    seconds = None if budget.minutes is None else generated.TIME_SHARE * 60 * budget.minutes
+    return generated.draw_pool(generator, request.classifier, file, identity, most, seconds, request.sampling)
 
 
 def _what_is_left(budget: Budget, pool: generated.Pool) -> Budget:
@@ -187,46 +179,37 @@ def _what_is_left(budget: Budget, pool: generated.Pool) -> Budget:
         return budget
     left = budget.minutes - pool.seconds / 60
     if left <= 0:
-        raise InputError(
-            f"--minutes {budget.minutes:g} leave no time to train after the {pool.seconds:.0f} s that {pool.drawn} generated "
-            "images took, which are kept: give more minutes"
-        )
+        problem = f"--minutes {budget.minutes:g} leave no time to train after the {pool.seconds:.0f} s that"
+        raise InputError(f"{problem} {pool.drawn} generated images took, which are kept: give more minutes")
     return replace(budget, minutes=left)
-
-
-def _denoiser(generator: Generator | None, classifier: Classifier, data: ImageSet, sigma: float) -> PixelDenoiser:
-    """The generator's, for images of this data in front of this classifier."""
-    if generator is None:
-        raise InputError("method denoised trains on what a denoiser makes of noisy images: give a --generator")
-    check_smoothing(classifier, generator, data, sigma)
-    return generator.denoise
 
 
 def check_trainable(classifier: Classifier) -> None:
     """InputError unless the classifier's weights can be trained here, and saved."""
     if type(classifier.module) not in NETWORKS.values():
-        raise InputError(
-            f"a classifier around {type(classifier.model).__name__} cannot be hardened, only sfumato's networks "
-            f"({', '.join(NETWORKS)}): give a folder that 'sfumato classifier train' wrote"
-        )
+        problem = f"a classifier around {type(classifier.model).__name__} cannot be hardened, only sfumato's networks"
+        raise InputError(f"{problem} ({', '.join(NETWORKS)}): give a folder that 'sfumato classifier train' wrote")
     if classifier.mean is None or classifier.size is None or classifier.channels is None:
-        raise InputError(
-            "a classifier is hardened and saved with its mean, std, size and channels: give all four to Classifier(...)"
-        )
+        problem = "a classifier is hardened and saved with its mean, std, size and channels"
+        raise InputError(f"{problem}: give all four to Classifier(...)")
 
 
 class HardeningObjective(ClassifierObjective):
-    """Images perturbed, or noised and denoised, and mixed with generated ones; weights averaged; and a guard.
+    """The loss of a hardening method, averaged weights, and a guard against catastrophic overfitting.
 
     Averaging: ``average <- average + (w - average) 9 / (10 + t)`` after step t, which is the mean over
-    about the last ninth of the steps, however many there are. Only weights are averaged: the running statistics of batch
-    normalisation are measured anew for them at the end, for those of other weights do not fit.
+    about the last ninth of the steps, however many there are. The running statistics of batch normalisation are not
+    averaged: at the end they are measured anew for the averaged weights.
 
-    The guard, for method fast: every 50 steps the accuracy of images that are not trained on is taken, under the one
-    step of training and under PGD. Where the latter falls while the former does not, training has found weights that
-    defeat this one step only (catastrophic overfitting, Wong et al. 2020, section 5): it goes back to the last weights
-    that were as robust to PGD as the best, within half of the drop that alarms, and continues with the several steps of
-    method pgd.
+    The guard, for method fast: every 50 steps the robust accuracy on held-out images is measured, under the one step of
+    training and under PGD. Where only the latter falls, the network is robust to single steps alone (catastrophic
+    overfitting, Wong et al. 2020, section 5). Training then goes back to the last weights whose accuracy under PGD was
+    within half of the alarming drop from the best, and continues with the several steps of method pgd.
+
+    Args:
+        data, labels, classifier, settings: as of ``ClassifierObjective``; ``settings`` of ``HardeningRequest``.
+        threat: what to be robust against.
+        denoise: applied to the noisy images of method denoised.
     """
 
     def __init__(
@@ -250,28 +233,26 @@ class HardeningObjective(ClassifierObjective):
         self.highest, self.collapsed_at = 0.0, 0
 
     def mix(self, pool: generated.Pool, share: float) -> None:
-        """From now on so much of each batch is generated, or less: no image is seen much more often than one of the data."""
+        """Make ``share`` of each batch generated images, or less where they are few (``generated.affordable``)."""
         self.pool = pool
         share = generated.affordable(share, len(pool.images), len(self.rows))
         self.use_data(max(1, self.images_per_step - round(share * self.images_per_step)))
 
     def mixed(self, x: Tensor, y: Tensor, stream: torch.Generator) -> tuple[Tensor, Tensor]:
-        """With the generated images that the batch has places for."""
+        """Add generated images for the rest of the batch."""
         if self.pool is None:
             return x, y
         more, labels = self.pool.take(self.images_per_step - self.real, stream)
         return torch.cat([x, more]), torch.cat([y, labels])
 
     def batch_of(self, rows: Tensor, stream: torch.Generator) -> tuple[Tensor, Tensor]:
-        """Noisy images pass the denoiser, where there is one."""
+        """As of ``ClassifierObjective``, denoised where there is a denoiser."""
         x, y = super().batch_of(rows, stream)
-        if self.denoise is None:
-            return x, y
         with torch.no_grad():
-            return self.denoise(x, self.settings["noise"]), y
+            return (x if self.denoise is None else self.denoise(x, self.settings["noise"])), y
 
     def after_step(self, moment: Moment) -> str:
-        """The guard's look, and what it says."""
+        """The guard's measurement; a remark where it goes back to earlier weights."""
         if not len(self.guarded) or self.collapsed_at or moment.step % GUARD_EVERY:
             return ""
         x, y = self.data.pixels(self.guarded).to(self.device), self.labels[self.guarded].to(self.device)
@@ -279,21 +260,18 @@ class HardeningObjective(ClassifierObjective):
         if not (self.good and several < self.highest - DROP and single > several + DROP):
             self.highest = max(self.highest, several)
             if not self.good or several >= self.highest - DROP / 2:  # below, it may be sliding: nothing to go back to
-                kept = {f"weight.{name}": tensor for name, tensor in self.network.state_dict().items()}
-                self.good = {name: tensor.clone() for name, tensor in (kept | self.average.tensors()).items()}
+                kept = _renamed(self.network.state_dict(), to="weight.") | self.average.tensors()
+                self.good = {name: tensor.clone() for name, tensor in kept.items()}
             return ""
-        weights = {name: tensor for name, tensor in self.good.items() if name.startswith("weight.")}
-        self.network.load_state_dict({name.removeprefix("weight."): tensor for name, tensor in weights.items()})
+        self.network.load_state_dict(_renamed(self.good, "weight."))
         self.average.restore(self.good)
         for optimizer in self.optimizers:
             optimizer.state.clear()  # the momentum leads to where this went wrong
         self.good = {}
         self._continue_with_pgd(moment.step)
-        return (
-            f"catastrophic overfitting after step {moment.step:,}: {single:.0%} of held-out images are robust to one step, "
-            f"{several:.0%} to {GUARD_STEPS} ({self.highest:.0%} were); back to earlier weights, and on with PGD of "
-            f"{self.threat.steps} steps"
-        )
+        found = f"{single:.0%} of held-out images are robust to one step, {several:.0%} to {GUARD_STEPS}"
+        cure = f"back to earlier weights, and on with PGD of {self.threat.steps} steps"
+        return f"catastrophic overfitting after step {moment.step:,}: {found} ({self.highest:.0%} were); {cure}"
 
     def _continue_with_pgd(self, step: int) -> None:
         self.collapsed_at = step
@@ -314,7 +292,7 @@ class HardeningObjective(ClassifierObjective):
             moment = Moment(index, 1.0, mix_seed(self.seed, index))
             stream = moment.generator()
             rows = self.rows[torch.randint(len(self.rows), (self.real,), generator=stream)]
-            self.batch_loss(network, *self.batch_of(rows, stream), moment)  # in passing, statistics are taken
+            self.batch_loss(network, *self.batch_of(rows, stream), moment)  # for the running statistics alone
         network.module.eval()
         return averaged
 
@@ -326,24 +304,26 @@ class HardeningObjective(ClassifierObjective):
         return found | ({"collapsed_at": self.collapsed_at} if len(self.guarded) else {})
 
     def state(self) -> tuple[dict[str, Tensor], dict[str, Any]]:
-        kept = {f"good.{name}": tensor for name, tensor in self.good.items()}
-        return kept, {"highest": self.highest, "collapsed_at": self.collapsed_at}
+        return _renamed(self.good, to="good."), {"highest": self.highest, "collapsed_at": self.collapsed_at}
 
     def restore(self, tensors: dict[str, Tensor], numbers: dict[str, Any]) -> None:
-        found = {name: tensor for name, tensor in tensors.items() if name.startswith("good.")}
-        self.good = {name.removeprefix("good."): tensor.to(self.device, copy=True) for name, tensor in found.items()}
+        self.good = {name: tensor.to(self.device, copy=True) for name, tensor in _renamed(tensors, "good.").items()}
         self.highest = float(numbers["highest"])
         if numbers["collapsed_at"]:
             self._continue_with_pgd(int(numbers["collapsed_at"]))
 
 
+def _renamed(tensors: Mapping[str, Tensor], prefix: str = "", to: str = "") -> dict[str, Tensor]:
+    """Those whose names begin with ``prefix``, which is replaced."""
+    return {to + name.removeprefix(prefix): tensor for name, tensor in tensors.items() if name.startswith(prefix)}
+
+
 def accuracies(network: Network, x: Tensor, y: Tensor, threat: Threat) -> tuple[float, float]:
-    """The share of images that stand the one step of method fast, and the share that stand PGD of a few steps."""
-    found = []
+    """The shares of images that are robust to the one step of method fast, and to PGD of a few steps."""
+    found, moment = [], Moment(0, 1.0, seed=0)
     for steps, share in ((1, FAST_STEP), (GUARD_STEPS, None)):
-        worst = maximise(
-            network, x, lambda logits: cross_entropy(logits, y), threat.norm, threat.eps, steps=steps, share=share
-        )
+        tried = replace(threat, steps=steps)
+        worst = maximise(network, x, lambda logits: cross_entropy(logits, y), tried, moment, share)
         with network.classifier.ready(), torch.no_grad():
             found.append(float(reached(network(worst), y, targeted=True).float().mean()))
     return found[0], found[1]
@@ -352,12 +332,5 @@ def accuracies(network: Network, x: Tensor, y: Tensor, threat: Threat) -> tuple[
 def trainable_copy(classifier: Classifier) -> Classifier:
     """The same with weights of its own."""
     assert classifier.module is not None
-    return Classifier(
-        copy.deepcopy(classifier.module),
-        mean=classifier.mean,
-        std=classifier.std,
-        labels=classifier.labels if classifier.named else (),
-        size=classifier.size,
-        channels=classifier.channels,
-        device=classifier.device,
-    )
+    kept = {name: getattr(classifier, name) for name in ("mean", "std", "size", "channels", "device")}
+    return Classifier(copy.deepcopy(classifier.module), labels=classifier.labels if classifier.named else (), **kept)

@@ -15,7 +15,7 @@ certificate.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from functools import partial
 from typing import Any
 
@@ -28,6 +28,7 @@ from sfumato.attacks.context import AttackContext
 from sfumato.classifiers import Classifier
 from sfumato.classifiers.accuracy import Accuracy
 from sfumato.core.errors import InputError
+from sfumato.core.slices import slices
 from sfumato.defences.purification.attacks import (
     ATTACKS,
     CHECK,
@@ -52,28 +53,6 @@ Compute = Callable[[], Tensors]
 Keep = Callable[[str, Compute], Tensors]  # name of a part, how to compute it -> the part, maybe from a disk
 
 
-@dataclass(frozen=True)
-class MeanAccuracy:
-    """The mean over ``count`` images of the share of draws that are right; ``right`` is their sum."""
-
-    right: float
-    count: int
-
-    @property
-    def value(self) -> float:
-        return self.right / self.count
-
-    @property
-    def interval(self) -> tuple[float, float]:
-        """That of as many images right or wrong each, which vary no less; rounded outward."""
-        low, high = int(np.floor(self.right + 1e-9)), int(np.ceil(self.right - 1e-9))
-        return Accuracy(low, self.count).interval[0], Accuracy(high, self.count).interval[1]
-
-    def to_json(self) -> dict[str, Any]:
-        low, high = self.interval
-        return {"accuracy": self.value, "low": low, "high": high, "correct": self.right, "count": self.count}
-
-
 def accuracies(predicted: Tensor, y: Tensor) -> dict[str, Any]:
     """Average, worst and majority of the labels ``predicted`` (draws, N) of images whose labels are ``y`` (N,)."""
     right = predicted == y  # (draws, N)
@@ -83,7 +62,7 @@ def accuracies(predicted: Tensor, y: Tensor) -> dict[str, Any]:
     mine = votes.gather(0, y[None])[0]
     rival = votes.scatter(0, y[None], -1).amax(0)
     return {
-        "average": MeanAccuracy(float(right.double().mean(0).sum()), count).to_json(),
+        "average": Accuracy(float(right.double().mean(0).sum()), count).to_json(),
         "worst": Accuracy(int(right.all(0).sum()), count).to_json(),
         "majority": Accuracy(int((mine > rival).sum()), count).to_json(),
     }
@@ -108,19 +87,33 @@ class Purification:
     pictured: Tensor
 
 
+@dataclass(frozen=True)
+class PurificationSettings:
+    """The settings of ``purification_protocol``.
+
+    Args:
+        norm: Linf, L2 or L1.
+        eps: radius in that norm.
+        effort: how hard to try.
+        seed, ids: of everything random; that of image i depends on seed and ids[i] (default i) alone.
+    """
+
+    norm: str = "Linf"
+    eps: float = 8 / 255
+    effort: Effort = field(default_factory=Effort)
+    seed: int = 0
+    ids: Sequence[int] | None = None
+
+
 def purification_protocol(
     classifier: Classifier,
     purifier: Purifier,
     x: Tensor,
     y: Tensor,
     *,
-    norm: str = "Linf",
-    eps: float = 8 / 255,
-    effort: Effort | None = None,
-    seed: int = 0,
-    ids: Sequence[int] | None = None,
     keep: Keep | None = None,
     progress: Callable[[int, int], None] | None = None,
+    **settings: Any,
 ) -> Purification:
     """Attack a classifier behind a purifier, and report the four numbers.
 
@@ -129,46 +122,39 @@ def purification_protocol(
         purifier: in front of it.
         x: (N, C, H, W) pixels in [0, 1].
         y: (N,) true labels.
-        norm: Linf, L2 or L1.
-        eps: radius in that norm.
-        effort: how hard to try.
-        seed, ids: of everything random; that of image i depends on seed and ids[i] (default i) alone.
         keep: called with the name of each part and how to compute it, for what goes on after a stop.
         progress: called with (work done, work in all).
+        settings: the fields of ``PurificationSettings``.
 
     Raises:
         InputError: images, labels, a norm or an eps that do not fit; a classifier without gradients.
     """
-    effort = effort or Effort()
-    if not len(x) or not 0 < eps < float("inf"):
-        raise InputError(f"{len(x)} images and eps {eps:g}: give 1 image or more, and a size over 0")
-    images = AttackContext.of(
-        classifier, x, y, norm=norm, eps=eps, seed=seed, ids=ids, attack="an attack on a purifier"
-    )
+    asked = PurificationSettings(**settings)
+    if not len(x) or not 0 < asked.eps < float("inf"):
+        raise InputError(f"{len(x)} images and eps {asked.eps:g}: give 1 image or more, and a size over 0")
+    how = {key: value for key, value in vars(asked).items() if key != "effort"}
+    images = AttackContext.of(classifier, x, y, attack="an attack on a purifier", **how)
     classifier.logits(x[:1])  # what is wrong with the images or the model is said here
-    y = images.y
-    if int(y.min()) < 0 or int(y.max()) >= classifier.classes:
-        raise InputError(
-            f"labels run from {int(y.min())} to {int(y.max())}, the classifier has {classifier.classes} classes"
-        )
-    context = PurificationContext(images, purifier, effort)
+    low, high = (int(label) for label in images.y.aminmax())
+    if low < 0 or high >= classifier.classes:
+        raise InputError(f"labels run from {low} to {high}, the classifier has {classifier.classes} classes")
+    context = PurificationContext(images, purifier, asked.effort)
     work = _Work(context, keep or (lambda name, compute: compute()), progress)
     found: dict[str, list[Tensors]] = {name: [] for name in work.names}
     with classifier.ready():
-        for start in range(0, len(x), GROUP):
-            group = context[start : start + GROUP]
-            made: dict[str, Tensors] = {}
+        for number, some in enumerate(slices(len(x), GROUP)):
+            group = context[some]
             for name in work.names:
                 compute = partial(_deterministic if name in (BARE, FIXED) else _attacked, group, name)
-                made[name] = work.part(f"{name}-{start // GROUP}", name, len(group), compute)
-                found[name].append(made[name])
-            if start == 0:
-                shown = work.part(f"pictures-{start // GROUP}", NONE, PICTURED, partial(_pictures, group, made))
+                found[name].append(work.part(f"{name}-{number}", name, len(group), compute))
+            if number == 0:
+                made = {name: parts[0] for name, parts in found.items()}
+                shown = work.part("pictures-0", NONE, PICTURED, partial(_pictures, group, made))
     joined = {
         name: {key: torch.cat([part[key] for part in parts], -1 if key == "said" else 0) for key in parts[0]}
         for name, parts in found.items()
     }
-    report, arrays = summarise(joined, context, eps)
+    report, arrays = summarise(joined, context, asked.eps)
     return Purification(report, arrays, shown["pictures"], shown["said"])
 
 
@@ -218,16 +204,12 @@ def _deterministic(group: PurificationContext, name: str) -> Tensors:
         target = purified(target, group.purifier, fixed=True, seed=images.seed ^ FIXED_NOISE)
     clean = ~fooled(target, images.x, images.y)
     robust = clean.clone()
-    attacks = (
-        partial(apgd, steps=effort.fixed_steps),
-        partial(apgd_targeted, steps=effort.fixed_steps, targets=effort.targets),
-    )
-    for attack in attacks:
+    for attack in (apgd, partial(apgd_targeted, targets=effort.targets)):
         rows = robust.nonzero().flatten()
         if len(rows):
             left = images[rows]
-            found = attack(target, left.x, left.y, norm=left.norm, eps=left.eps, seed=left.seed, ids=left.ids)
-            robust[rows] = ~fooled(target, found, left.y)
+            how = {"norm": left.norm, "eps": left.eps, "steps": effort.fixed_steps, "seed": left.seed, "ids": left.ids}
+            robust[rows] = ~fooled(target, attack(target, left.x, left.y, **how), left.y)
     return {"clean": clean, "robust": robust}
 
 

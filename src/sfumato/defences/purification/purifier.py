@@ -12,7 +12,7 @@ attacked so (Lee & Kim 2023, arXiv 2303.09051; Kassis et al. 2024, arXiv 2411.16
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 
 import torch
@@ -22,6 +22,7 @@ from torch.utils.checkpoint import checkpoint
 from sfumato.classifiers import Classifier
 from sfumato.conditions import Condition
 from sfumato.core.errors import InputError
+from sfumato.core.slices import slices
 from sfumato.core.streams import mix_seed
 from sfumato.defences.compatibility import check_pixels
 from sfumato.generator import Generator, check_shape
@@ -145,9 +146,8 @@ class Purifier:
         """What noise the sampler asks for: seen by letting it run on nothing."""
         probe = _Probe()
         z = probe(self.ladder.shape(self.level.stage))
-        rungs = list(
-            self._method(lambda z, sigma, stage: z, self.ladder, ResumedNoise(probe, self.level, z), self._shared)
-        )
+        resumed = ResumedNoise(probe, self.level, z)
+        rungs = list(self._method(lambda z, sigma, stage: z, self.ladder, resumed, self._shared))
         if rungs[0][:2] != self.level:
             raise InputError(
                 f"sampler {self.sampler!r} adds no noise after its start, so it cannot go up from an image: "
@@ -159,11 +159,11 @@ class Purifier:
 class _Given(Noise):
     """Noise that was drawn before, for a sampler."""
 
-    def __init__(self, draws: object, like: Tensor) -> None:
+    def __init__(self, draws: Iterator[Tensor], like: Tensor) -> None:
         self.draws, self.like = draws, like
 
     def __call__(self, shape: tuple[int, int, int]) -> Tensor:
-        return next(self.draws).to(self.like)  # type: ignore[call-overload]
+        return next(self.draws).to(self.like)
 
 
 class _Probe(Noise):
@@ -204,9 +204,8 @@ def _shared_steps(ladder: Ladder, level: Level, steps: int) -> tuple[int, ...]:
         raise InputError(f"{steps} steps are too few from this much noise: give {left} or more")
     upper = replace(ladder, stages=left, jumps=ladder.jumps[level.stage :], plain=ladder.plain[level.stage :])
     first, *rest = share_steps(upper, steps)
-    low, here, high = flow_time(
-        torch.tensor([ladder.ends[level.stage], level.sigma, ladder.jumps[level.stage]], dtype=torch.float64)
-    )
+    sigmas = ladder.ends[level.stage], level.sigma, ladder.jumps[level.stage]
+    low, here, high = flow_time(torch.tensor(sigmas, dtype=torch.float64))
     share = float((here - low) / (high - low))
     # Samplers keep the steps of the whole stage: so many that what is left of it holds just the first.
     return (*(1,) * level.stage, math.floor(first / share + 1e-9), *rest)
@@ -226,12 +225,10 @@ def answers(
     """
     found = []
     for noise in noises:
-        if through == "identity":
-            with torch.no_grad():
-                shift = purifier(x, noise) - x
-            clean = x + shift
-        else:
+        with torch.set_grad_enabled(torch.is_grad_enabled() and through == "exact"):
             clean = purifier(x, noise)
+        if through == "identity":
+            clean = x + (clean - x).detach()
         found.append(classifier(clean, bounded=False))
     if len(found) == 1:
         return found[0]
@@ -316,11 +313,6 @@ def purify(
         raise InputError(
             f"{len(x)} images, {len(numbers)} ids and batch_size={batch_size}: give one id an image and 1 or more at once"
         )
-    parts = []
     with torch.no_grad():
-        for start in range(0, len(x), batch_size):
-            some = slice(start, start + batch_size)
-            parts.append(purifier(x[some], purifier.noise(numbers[some], seed)).clamp(0, 1))
-            if progress is not None:
-                progress(min(start + batch_size, len(x)), len(x))
-    return torch.cat(parts)
+        batches = slices(len(x), batch_size, progress)
+        return torch.cat([purifier(x[some], purifier.noise(numbers[some], seed)).clamp(0, 1) for some in batches])

@@ -45,6 +45,7 @@ from sfumato.core import checkpoint
 from sfumato.core.errors import InputError
 from sfumato.core.files import atomic_write, finite, make_folder
 from sfumato.core.parts import StepResult, Store
+from sfumato.core.slices import slices
 from sfumato.defences.compatibility import check_smoothing
 from sfumato.defences.smoothing.certify import ABSTAIN, Certificate, SmoothedClassifier, certify
 from sfumato.defences.smoothing.radii import l1_radius, linf_radius
@@ -102,9 +103,8 @@ class CertificationRequest:
 
     def __post_init__(self) -> None:
         if self.count < 1 or self.attacked < 0:
-            raise InputError(
-                f"-n {self.count} and {self.attacked} attacked: give 1 or more images, and 0 or more of them to attack"
-            )
+            problem = f"-n {self.count} and {self.attacked} attacked"
+            raise InputError(f"{problem}: give 1 or more images, and 0 or more of them to attack")
 
 
 @dataclass(frozen=True)
@@ -132,14 +132,8 @@ class CertifiedData:
     def arrays(self) -> dict[str, np.ndarray]:
         """What ``certificates.npz`` holds."""
         found = {name: column.numpy() for name, column in _columns(self.certificates).items()}
-        return {
-            "row": self.rows.astype(np.int64),
-            "label": self.labels.numpy(),
-            "predicted": found.pop("label"),
-            **found,
-            "radii": np.array(self.certificates[0].radii),
-            "fell": self.fooled_at.numpy(),
-        }
+        known = {"row": self.rows.astype(np.int64), "label": self.labels.numpy(), "predicted": found.pop("label")}
+        return known | found | {"radii": np.array(self.certificates[0].radii), "fell": self.fooled_at.numpy()}
 
 
 def certify_data(
@@ -184,9 +178,8 @@ def certify_data(
     def certify_part(some: slice) -> StepResult:
         passes, began = classifier.forwards, time.perf_counter()
         ids, report_done = torch.from_numpy(rows[some]), partial(done, before=some.start)
-        found = certify(
-            classifier, x[some], denoise=smoothed.denoise, ids=ids, progress=report_done, **asdict(settings)
-        )
+        how = {"denoise": smoothed.denoise, "ids": ids, "progress": report_done, **asdict(settings)}
+        found = certify(classifier, x[some], **how)
         spent = {"passes": classifier.forwards - passes, "seconds": time.perf_counter() - began}
         return StepResult(_columns(found), {"radii": found[0].radii, **spent})
 
@@ -202,28 +195,21 @@ def certify_data(
         marks = {**stamp(classifier), "denoiser": None if generator is None else _number_type(generator)}
         chosen = {name: getattr(settings, name) for name in ("sigma", "mode", "alpha", "n0", "n")}
         front = None if generator is None else [checkpoint.digest(generator.denoiser), repr(generator.ladder)]
-        identity = {
-            "classifier": digest,
-            "generator": front,
-            "data": data.fingerprint(),
-            "count": len(rows),
-            **chosen,
-            "radii": None if settings.radii is None else sorted(set(settings.radii)),
-            "seed": seed,
-            "attack": [few, STEPS, DRAWS],
-            "stamp": marks,
-            "batch": settings.batch_size,
-        }
+        radii = None if settings.radii is None else sorted(set(settings.radii))
+        identity = {"classifier": digest, "generator": front, "data": data.fingerprint(), "count": len(rows), **chosen}
+        identity |= {"radii": radii, "attack": [few, STEPS, DRAWS], "batch": settings.batch_size}
+        identity |= {"seed": seed, "stamp": marks}
         store = Store(None if out is None else Path(out) / FOLDER, identity)
-        certified = [store.get(f"certify-{s.start}", partial(certify_part, s)) for s in _slices(len(x))]
+        certified = [store.get(f"certify-{s.start}", partial(certify_part, s)) for s in slices(len(x), PART)]
         certificates = [each for part in certified for each in _certificates(part)]
-        attacked = [store.get(f"attack-{s.start}", partial(attack_part, s)) for s in _slices(few)]
+        attacked = [store.get(f"attack-{s.start}", partial(attack_part, s)) for s in slices(few, PART)]
         store.sweep()
     if store.found and remark is not None:
         remark(f"{store.found} of {len(certified) + len(attacked)} parts were done before")
     fooled_at = torch.cat([torch.zeros(0), *(part.tensors["fell"] for part in attacked)])
     draws = [each.n + each.selection for each in certificates]
     labels, dimensions = y.tolist(), x[0].numel()
+    wrong = _contradictions(certificates, labels, fooled_at)
     table = accuracy_table(certificates, labels, fooled_at, dimensions, settings.alpha)
     report = {
         "schema": SCHEMA,
@@ -232,12 +218,8 @@ def certify_data(
         "classifier": {"name": request.names[0], "hash": digest, "labels": list(classifier.labels)},
         "generator": None if generator is None else request.names[1],
         "data": {
-            "name": data.name,
-            "split": data.split,
-            "fingerprint": data.fingerprint(),
-            "images": len(rows),
-            "of": len(data),
-            "dimensions": dimensions,
+            **{"name": data.name, "split": data.split, "fingerprint": data.fingerprint()},
+            **{"images": len(rows), "of": len(data), "dimensions": dimensions},
         },
         "smoothing": chosen,
         "table": table,
@@ -248,14 +230,7 @@ def certify_data(
             "p95": float(np.quantile(draws, 0.95)),
             "passes": sum(part.numbers["passes"] for part in certified),
         },
-        "attack": {
-            "images": few,
-            "steps": STEPS,
-            "draws": DRAWS,
-            "contradictions": _contradictions(certificates, labels, fooled_at),
-        }
-        if few
-        else None,
+        "attack": {"images": few, "steps": STEPS, "draws": DRAWS, "contradictions": wrong} if few else None,
         "stamp": marks,
         "seconds": {
             "certifying": sum(part.numbers["seconds"] for part in certified),
@@ -308,18 +283,15 @@ def _contradictions(certificates: list[Certificate], labels: list[int], fooled_a
 def _verdict(request: CertificationRequest, denoised: bool, table: Sequence[Mapping[str, Any]]) -> str:
     front = f" behind the denoiser of {request.names[1]}" if denoised else ""
     shares = ", ".join(f"{row['certified']['accuracy']:.1%} within {row['radius']:.3g}" for row in table[1:])
+    clean, asked = table[0]["certified"], request.settings
     return (
-        f"Smoothed with sigma {request.settings.sigma:g}{front}, {request.names[0]} is right on "
-        f"{table[0]['certified']['accuracy']:.1%} of {table[0]['certified']['count']:,} images, and provably robust to L2 "
-        f"perturbations on {shares} (each certificate wrong with a probability of at most {request.settings.alpha:g})."
+        f"Smoothed with sigma {asked.sigma:g}{front}, {request.names[0]} is right on {clean['accuracy']:.1%} of "
+        f"{clean['count']:,} images, and provably robust to L2 perturbations on {shares} "
+        f"(each certificate wrong with a probability of at most {asked.alpha:g})."
     )
 
 
 # -- parts on disk ----------------------------------------------------------------------------------------------------
-
-
-def _slices(count: int) -> list[slice]:
-    return [slice(start, min(start + PART, count)) for start in range(0, count, PART)]
 
 
 def _columns(certificates: Sequence[Certificate]) -> dict[str, Tensor]:

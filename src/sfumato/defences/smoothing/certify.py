@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -24,9 +25,8 @@ if TYPE_CHECKING:
     from sfumato.classifiers import Classifier
 
 ABSTAIN = -1
-PixelDenoiser = Callable[
-    [Tensor, float], Tensor
-]  # noisy (B, C, H, W) in [0, 1] units, sigma -> clean: Generator.denoise
+PixelDenoiser = Callable[[Tensor, float], Tensor]
+"""From noisy (B, C, H, W) in [0, 1] units and sigma to clean ones, such as ``Generator.denoise``."""
 
 
 class SmoothedClassifier:
@@ -119,13 +119,9 @@ def certify(
     x = check_pixels(x)
     smoothed, noise = SmoothedClassifier(classifier, asked.sigma, denoise), SmoothingNoise(x, asked.seed, ids)
     batch = asked.batch_size or answer_batch(classifier, x, None)
+    procedures = [certify_image(asked) for _ in range(len(x))]
     with classifier.ready():
-        return run_procedures(
-            [certify_image(asked) for _ in range(len(x))],
-            lambda rows, phases, draws: smoothed.predict(x, noise, rows, phases, draws),
-            batch,
-            progress,
-        )
+        return run_procedures(procedures, partial(smoothed.predict, x, noise), batch, progress)
 
 
 def certify_image(asked: SmoothingSettings) -> Procedure:
@@ -154,19 +150,12 @@ def certify_image(asked: SmoothingSettings) -> Procedure:
     # A level that p_A was shown to exceed may lie above the bound that the last draws give.
     p_lower = max([test.lower_bound(asked.alpha), *(probability(radius, asked.sigma) for radius in shown)])
     radius = max([l2_radius(asked.sigma, p_lower), *shown])
+    label = selected if test.verdicts[0] == 1 or p_lower > 0.5 else ABSTAIN
+    decided = zip(asked.wanted, test.verdicts[1:], strict=True)
+    verdicts = tuple(True if radius >= r else None if verdict == 0 else False for r, verdict in decided)
+    drawn = {"n": test.draws, "hits": test.hits, "selection": counts.total()}
     return Certificate(
-        label=selected if test.verdicts[0] == 1 or p_lower > 0.5 else ABSTAIN,
-        radius=radius,
-        n=test.draws,
-        p_lower=p_lower,
-        selected=selected,
-        hits=test.hits,
-        selection=counts.total(),
-        radii=asked.wanted,
-        verdicts=tuple(
-            True if radius >= r else None if verdict == 0 else False
-            for r, verdict in zip(asked.wanted, test.verdicts[1:], strict=True)
-        ),
+        label, radius, p_lower=p_lower, selected=selected, radii=asked.wanted, verdicts=verdicts, **drawn
     )
 
 

@@ -54,10 +54,7 @@ class SmoothingNoise:
 
 
 def run_procedures(
-    procedures: Sequence[Procedure],
-    predict: Predict,
-    batch: int,
-    progress: Callable[[int, int], None] | None = None,
+    procedures: Sequence[Procedure], predict: Predict, batch: int, progress: Callable[[int, int], None] | None = None
 ) -> list[Any]:
     """The result of each image's procedure; draws of several images share a batch, and those that are decided leave it.
 

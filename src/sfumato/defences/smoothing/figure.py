@@ -6,6 +6,8 @@ import io
 from collections.abc import Mapping
 from typing import Any
 
+import numpy as np
+
 INK, LINE, ATTACK = "#222222", "#0072b2", "#c1121f"
 
 
@@ -40,16 +42,11 @@ def draw(report: Mapping[str, Any]) -> bytes:
 
 
 def _empirical(axes: Any, report: Mapping[str, Any]) -> None:
-    rows = report["table"]
-    points = [row["empirical"] for row in rows]
-    below = [point["accuracy"] - point["low"] for point in points]
-    above = [point["high"] - point["accuracy"] for point in points]
-    radii = [row["radius"] for row in rows]
+    rows, label = report["table"], f"attacked, {report['attack']['images']} of them"
+    radii, points = [row["radius"] for row in rows], [row["empirical"] for row in rows]
+    accuracy, low, high = (np.array([point[key] for point in points]) for key in ("accuracy", "low", "high"))
     of_these = [row["certified_attacked"]["accuracy"] for row in rows]
     style: dict[str, Any] = {"fmt": "D", "color": ATTACK, "markersize": 5, "capsize": 3, "linewidth": 1.2}
-    label = f"attacked, {report['attack']['images']} of them"
-    axes.errorbar(
-        radii, [point["accuracy"] for point in points], yerr=[below, above], clip_on=False, label=label, **style
-    )
+    axes.errorbar(radii, accuracy, yerr=[accuracy - low, high - accuracy], clip_on=False, label=label, **style)
     style = {"color": LINE, "markersize": 14, "markeredgewidth": 2}
     axes.plot(radii, of_these, "_", clip_on=False, label="certified, of the same", **style)

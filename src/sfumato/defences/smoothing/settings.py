@@ -47,18 +47,14 @@ class SmoothingSettings:
         if self.mode not in MODES:
             raise InputError(f"unknown mode {self.mode!r}: {nearest(self.mode, MODES)}")
         if not 0 < self.sigma < float("inf"):
-            raise InputError(
-                f"sigma {self.sigma:g} cannot smooth: give a standard deviation over 0, of pixels in [0, 1]"
-            )
+            problem = f"sigma {self.sigma:g} cannot smooth"
+            raise InputError(f"{problem}: give a standard deviation over 0, of pixels in [0, 1]")
         if not 0 < self.alpha < 0.5:
-            raise InputError(
-                f"alpha {self.alpha:g} is no error to allow: give a number over 0 and below 0.5, such as 0.001"
-            )
+            problem = f"alpha {self.alpha:g} is no error to allow"
+            raise InputError(f"{problem}: give a number over 0 and below 0.5, such as 0.001")
         if self.n0 < 1 or self.n < 1:
-            raise InputError(
-                f"{self.n0} noisy copies to select from (--n0) and {self.n} to estimate from (--samples): "
-                "both must be 1 or more"
-            )
+            problem = f"{self.n0} noisy copies to select from (--n0) and {self.n} to estimate from (--samples)"
+            raise InputError(f"{problem}: both must be 1 or more")
         if not all(0 < radius < float("inf") for radius in self.radii or ()):
             listed = ", ".join(f"{radius:g}" for radius in self.radii or ())
             raise InputError(f"radii {listed}: give L2 distances over 0, such as {self.sigma:g}")

@@ -18,6 +18,7 @@ from torch import Tensor
 from sfumato.attacks.ascent import ascend
 from sfumato.attacks.batching import answer_batch, batch_for
 from sfumato.core.errors import InputError
+from sfumato.core.slices import slices
 from sfumato.defences.compatibility import check_pixels
 from sfumato.defences.smoothing.certify import SmoothedClassifier
 from sfumato.defences.smoothing.draws import ATTACK, CHECK, Draws, Procedure, SmoothingNoise, run_procedures
@@ -48,17 +49,14 @@ class SmoothAdvSettings:
 
     def __post_init__(self) -> None:
         if self.steps < 1 or self.draws < 1 or self.check <= _NAMING:
-            raise InputError(
-                f"steps {self.steps}, draws {self.draws} and check {self.check}: give 1, 1 and {_NAMING + 1} or more"
-            )
+            problem = f"steps {self.steps}, draws {self.draws} and check {self.check}"
+            raise InputError(f"{problem}: give 1, 1 and {_NAMING + 1} or more")
 
 
 class Attacked(NamedTuple):
     """What an attack on the smoothed classifier found."""
 
-    fooled_at: (
-        Tensor  # (B,) the smallest of the radii at which it is fooled, 0 where it is wrong unattacked, inf for none
-    )
+    fooled_at: Tensor  # (B,) the smallest radius at which it is fooled, 0 where it is wrong unattacked, inf for none
     x_adv: Tensor  # (B, C, H, W) the image that fools it; where there is none, the best attempt at the largest radius
 
 
@@ -97,15 +95,15 @@ def smooth_adv(
     at_once = max(1, (asked.batch_size or batch_for(classifier, x, None)) // asked.draws)
 
     def fooled(at: Tensor, rows: Tensor) -> Tensor:
-        def predict(which: Tensor, phases: Tensor, draws: Tensor) -> Tensor:
-            return smoothed.predict(at, noise, rows[which], phases, draws)
-
-        return torch.tensor(run_procedures([_fooled(int(y[row]), asked.check) for row in rows], predict, batch))
+        procedures = [_fooled(int(y[row]), asked.check) for row in rows]
+        return torch.tensor(
+            run_procedures(procedures, lambda i, *draws: smoothed.predict(at, noise, rows[i], *draws), batch)
+        )
 
     fooled_at, best = x.new_full((len(x),), torch.inf), x.clone()
     with classifier.ready():
-        for start in range(0, len(x), at_once):
-            rows = torch.arange(start, min(start + at_once, len(x)))
+        for some in slices(len(x), at_once, progress):
+            rows = torch.arange(some.start, some.stop)
             robust = rows[~fooled(x, rows)]
             fooled_at[rows] = 0.0
             fooled_at[robust] = torch.inf
@@ -118,8 +116,6 @@ def smooth_adv(
                 hit = fooled(best, robust)
                 fooled_at[robust[hit]] = radius
                 robust = robust[~hit]
-            if progress is not None:
-                progress(int(rows[-1]) + 1, len(x))
     return Attacked(fooled_at, best)
 
 
