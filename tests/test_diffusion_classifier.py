@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -194,6 +195,7 @@ def test_bad_input(generator: Generator) -> None:
         classify(classifier, torch.zeros(1, 1, 8, 8), alpha=1.5)
     with pytest.raises(InputError, match="only a diffusion classifier"):
         classify(Classifier(torch.nn.Flatten()), torch.zeros(1, 1, 8, 8))
-    for how, says in (({"draws": 0}, "draws=0"), ({"weights": "elbow"}, "did you mean 'elbo'")):
+    wrong: list[tuple[dict[str, Any], str]] = [({"draws": 0}, "draws=0"), ({"weights": "elbow"}, "did you mean 'elbo'")]
+    for how, says in wrong:
         with pytest.raises(InputError, match=says):
             diffusion_classifier(generator, **how)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Callable
+from typing import Any
 
 import numpy as np
 import pytest
@@ -25,7 +26,7 @@ LADDER = Ladder(size=(4, 4), stages=2, jumps=(10.0, 2.0))
 IMAGES = GaussianImages.make(LADDER, 3)
 
 
-def tiny(kind: torch.dtype = torch.float64, **settings: str) -> Generator:
+def tiny(kind: torch.dtype = torch.float64, **settings: Any) -> Generator:
     generator = random_generator(1, **settings)
     generator.denoiser.to(kind)
     return generator
@@ -252,7 +253,7 @@ def test_bad_input() -> None:
     ):
         with pytest.raises(InputError, match=says):
             Purifier.of(generator, **settings)  # type: ignore[arg-type]
-    rungs = {"sharing": "rung", "rungs": "2,2"}
+    rungs: dict[str, Any] = {"sharing": "rung", "rungs": "2,2"}
     for settings, says in (({"drop": "0"}, "cannot do without a label"), (rungs, "network for each of its rungs")):
         with pytest.raises(InputError, match=says):
             Purifier.of(tiny(**settings))

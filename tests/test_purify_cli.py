@@ -132,7 +132,12 @@ def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("bars")
     data = pictures(60)
     assert data.labels is not None
-    arrays = {"x_train": data.images[:2], "y_train": data.labels[:2], "x_test": data.images, "y_test": data.labels}
+    arrays: dict[str, Any] = {
+        "x_train": data.images[:2],
+        "y_train": data.labels[:2],
+        "x_test": data.images,
+        "y_test": data.labels,
+    }
     np.savez(folder / "data.npz", classes=np.array(NAMES), **arrays)
     train(str(folder / "data.npz"), folder / "run", steps=1, settings=TINY)
     return folder
