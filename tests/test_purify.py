@@ -254,9 +254,9 @@ def test_bad_input() -> None:
         with pytest.raises(InputError, match=says):
             Purifier.of(generator, **settings)  # type: ignore[arg-type]
     rungs: dict[str, Any] = {"sharing": "rung", "rungs": "2,2"}
-    for settings, says in (({"drop": "0"}, "cannot do without a label"), (rungs, "network for each of its rungs")):
+    for how, says in (({"drop": "0"}, "cannot do without a label"), (rungs, "network for each of its rungs")):
         with pytest.raises(InputError, match=says):
-            Purifier.of(tiny(**settings))
+            Purifier.of(tiny(torch.float64, **how))
     purifier = Purifier.of(generator, sigma=0.3, steps=1)
     with pytest.raises(InputError, match="do not fit this model"):
         purifier(torch.zeros(1, 3, 8, 8), purifier.noise([0]))

@@ -27,6 +27,7 @@ from sfumato.samplers import Noise
 
 DenoiseAs = Callable[[Tensor, Tensor, int, Tensor], Tensor]  # (z (N, C, h, w), sigma (N,), stage, class (N,)) -> x^
 
+DRAWS = 32
 LOW, HIGH = 0.1, 10.0  # noise levels that tell classes apart; see benchmarks/results/likelihood.md
 ALPHA = 0.05  # about how often, at most, elimination may drop the class that all draws would choose
 FIRST_LOOK = 8  # draws before classes are first dropped; then at each doubling
@@ -74,7 +75,7 @@ class DiffusionClassifierSettings:
         rows: images times classes at once.
     """
 
-    draws: int = 32
+    draws: int = DRAWS
     weights: str = "elbo"
     seed: int = 0
     rows: int = 256
