@@ -64,8 +64,9 @@ def images(model: Linear, count: int, wrong: int = 0, names: tuple[str, ...] = (
     return ImageSet(numbers, labels.numpy(), names or tuple(str(i) for i in range(classes)), "made up", "test")
 
 
-def run(model: nn.Module | Callable[[Tensor], Tensor], data: ImageSet, **settings: Any) -> Audit:
-    return audit(Classifier(model), data, **{"eps": EPS, "count": len(data), "protocol": "screening", **settings})
+def run(model: Classifier | Callable[[Tensor], Tensor], data: ImageSet, **settings: Any) -> Audit:
+    classifier = model if isinstance(model, Classifier) else Classifier(model)
+    return audit(classifier, data, **{"eps": EPS, "count": len(data), "protocol": "screening", **settings})
 
 
 @lru_cache
@@ -135,9 +136,8 @@ def test_every_number_is_the_count_of_its_samples():
 def test_the_ensemble_in_parts_is_the_ensemble_in_one():
     found, model = honest(), Linear()
     classifier, x = Classifier(model), images(model, 70).pixels(honest().rows)
-    verdict = standard(
-        classifier, x[found.right], found.y[found.right], eps=EPS, ids=torch.from_numpy(found.rows)[found.right]
-    )
+    ids = torch.from_numpy(found.rows)[found.right]
+    verdict = standard(classifier, x[found.right], found.y[found.right], eps=EPS, ids=ids)
     assert verdict.robust.tolist() == found.outcomes["standard"].robust[found.right].tolist()
     once = fgsm(classifier, x, found.y, eps=EPS)
     assert fooled(classifier, once, found.y).tolist() == found.outcomes["fgsm"].fooled.tolist()
@@ -145,16 +145,17 @@ def test_the_ensemble_in_parts_is_the_ensemble_in_one():
 
 def test_passes_are_counted():
     data, classifier = images(Linear(), 20), Classifier(Linear())
-    found = audit(classifier, data, eps=EPS, count=20, protocol="screening")
+    found = run(classifier, data)
     outcome = found.outcomes["fgsm"]
     assert (outcome.attacked, outcome.forward, outcome.backward) == (20, 20, 20)
     spent = sum(each.forward + each.backward for each in found.outcomes.values())
     assert spent < sum(found.passes.values()) <= classifier.forwards + classifier.backwards
 
 
-@pytest.mark.parametrize(
-    ("classes", "norm", "eps"), [(2, "Linf", EPS), (3, "L2", 0.04), (4, "L1", 0.12), (3, "L0", 1.0)]
-)
+THREATS = [(2, "Linf", EPS), (3, "L2", 0.04), (4, "L1", 0.12), (3, "L0", 1.0)]
+
+
+@pytest.mark.parametrize(("classes", "norm", "eps"), THREATS)
 def test_few_classes_and_every_norm(classes: int, norm: str, eps: float):
     model = Linear(classes)
     data = images(model, 12)
@@ -216,23 +217,15 @@ def test_another_model_is_another_audit(tmp_path: Path):
 # -- warnings -----------------------------------------------------------------------------------------------------------
 
 
-class Rounded(Linear):
-    """Pixels on eight steps: the gradient is zero everywhere."""
+class Seen(Linear):
+    """The classifier behind a lens."""
+
+    def __init__(self, lens: Callable[[Tensor], Tensor]) -> None:
+        super().__init__()
+        self.lens = lens
 
     def forward(self, x: Tensor) -> Tensor:
-        return super().forward((x * 32).round() / 32)
-
-
-class Noisy(Linear):
-    def forward(self, x: Tensor) -> Tensor:
-        return super().forward(x + 0.1 * torch.rand_like(x))
-
-
-class Beside(Linear):
-    """The images of a batch are compared with each other."""
-
-    def forward(self, x: Tensor) -> Tensor:
-        return super().forward(0.5 + x - x.mean(0, keepdim=True))
+        return super().forward(self.lens(x))
 
 
 class Probabilities(Linear):
@@ -254,53 +247,41 @@ class Misleading(torch.autograd.Function):
         return torch.where(marked.reshape(-1, 1, 1, 1), -gradients[0], gradients[0]), None
 
 
-class Backwards(Linear):
-    """Wrong everywhere."""
-
-    def forward(self, x: Tensor) -> Tensor:
-        return super().forward(Misleading.apply(x, torch.ones(len(x), dtype=torch.bool)))
-
-
 def off_grid(x: Tensor) -> Tensor:
     """(B,) how far the farthest pixel is from a multiple of STEP / 255."""
     steps = x * 255 / STEP
     return (steps - steps.round()).abs().flatten(1).amax(1) * STEP / 255
 
 
-class OnlyOnce(Linear):
-    """Right at clean images, wrong everywhere else."""
-
-    def forward(self, x: Tensor) -> Tensor:
-        return super().forward(Misleading.apply(x, off_grid(x) > 1e-4))
-
-
-class OnlyNear(Linear):
-    """Right within EPS of clean images, wrong farther out."""
-
-    def forward(self, x: Tensor) -> Tensor:
-        return super().forward(Misleading.apply(x, off_grid(x) > 1.1 * EPS))
+LENSES: dict[str, Callable[[Tensor], Tensor]] = {
+    "zero gradient everywhere": lambda x: (x * 32).round() / 32,
+    "noise": lambda x: x + 0.1 * torch.rand_like(x),
+    "the others of the batch": lambda x: 0.5 + x - x.mean(0, keepdim=True),
+    "wrong gradient everywhere": lambda x: Misleading.apply(x, torch.ones(len(x), dtype=torch.bool)),
+    "wrong gradient except at clean images": lambda x: Misleading.apply(x, off_grid(x) > 1e-4),
+    "wrong gradient farther out than eps": lambda x: Misleading.apply(x, off_grid(x) > 1.1 * EPS),
+}
+FLAT = {"zero gradients": RED, "noise beats gradients": RED, "planted example missed": RED}
+MASKED = {"black box beats white box": RED, "planted example missed": RED}
+STUCK = {"more steps do not help": RED, "ensemble is not the strongest": RED}
 
 
 @pytest.mark.parametrize(
     ("model", "settings", "expected"),
     [
-        (
-            Rounded,
-            {"eps": 8 / 255},
-            {"zero gradients": RED, "noise beats gradients": RED, "planted example missed": RED},
-        ),
-        (Noisy, {}, {"random output": RED, "depends on the batch": GREY}),
-        (Beside, {}, {"depends on the batch": RED}),
-        (Probabilities, {}, {"softmax in the output": RED}),
-        (Backwards, {"protocol": "standard"}, {"black box beats white box": RED, "planted example missed": RED}),
-        (Backwards, {}, {"attack without bounds fails": RED}),
-        (OnlyOnce, {}, {"more steps do not help": RED, "ensemble is not the strongest": RED}),
-        (OnlyNear, {}, {"larger eps is safer": RED}),
-        (Linear, {"eps": 0.45 / 255}, {"lost in 8 bits": AMBER}),
+        ("zero gradient everywhere", {"eps": 8 / 255}, FLAT),
+        ("noise", {}, {"random output": RED, "depends on the batch": GREY}),
+        ("the others of the batch", {}, {"depends on the batch": RED}),
+        (Probabilities(), {}, {"softmax in the output": RED}),
+        ("wrong gradient everywhere", {"protocol": "standard"}, MASKED),
+        ("wrong gradient everywhere", {}, {"attack without bounds fails": RED}),
+        ("wrong gradient except at clean images", {}, STUCK),
+        ("wrong gradient farther out than eps", {}, {"larger eps is safer": RED}),
+        (Linear(), {"eps": 0.45 / 255}, {"lost in 8 bits": AMBER}),
     ],
 )
-def test_a_warning_comes_where_it_is_deserved(model: type[Linear], settings: dict[str, Any], expected: dict[str, str]):
-    found = run(model(), images(Linear(), 40), **settings)
+def test_a_warning_comes_where_it_is_deserved(model: str | Linear, settings: dict[str, Any], expected: dict[str, str]):
+    found = run(Seen(LENSES[model]) if isinstance(model, str) else model, images(Linear(), 40), **settings)
     shown = lights(found)
     assert {name: shown[name] for name in expected} == expected, {c.name: c.found for c in check_all(found)}
 
@@ -354,15 +335,9 @@ HOSTILE = ("<script>alert(1)</script>", "\"'&<img src=x onerror=alert(1)>", "../
 def test_hostile_names_are_escaped(tmp_path: Path):
     model, data = Linear(), images(Linear(), 12, names=HOSTILE)
     classifier = Classifier(model, labels=HOSTILE)
-    found = audit(
-        classifier, replace(data, name="<b>data</b>"), eps=EPS, count=12, protocol="screening", name="<i>it</i>"
-    )
-    row = {
-        "name": "<u>",
-        "bounds": "<s>",
-        **Accuracy(6, 12).to_json(),
-        "worst": {"change": {"<q>": 1.0}, "accuracy": 0.5},
-    }
+    found = run(classifier, replace(data, name="<b>data</b>"), name="<i>it</i>")
+    worst = {"change": {"<q>": 1.0}, "accuracy": 0.5}
+    row = {"name": "<u>", "bounds": "<s>", **Accuracy(6, 12).to_json(), "worst": worst}
     found = replace(found, invariance=[row])
     write_report(found, tmp_path)
     page = (tmp_path / "report.html").read_text("utf-8", errors="surrogatepass")
@@ -396,10 +371,8 @@ def test_a_baseline_is_shown_beside(tmp_path: Path):
     before = run(Linear(), data, out=tmp_path / "before", eps=EPS)
     old = write_report(before, tmp_path / "before")
     # The same images and threat, and a classifier that stands at half of what made the other fall.
-    better = replace(
-        before,
-        outcomes={n: replace(o, fooled=o.fooled & (before.distance < EPS / 2)) for n, o in before.outcomes.items()},
-    )
+    near = before.distance < EPS / 2
+    better = replace(before, outcomes={n: replace(o, fooled=o.fooled & near) for n, o in before.outcomes.items()})
     new = write_report(better, tmp_path / "after", baseline=tmp_path / "before")
     shown = new["baseline"]
     gained = int((better.robust & ~before.robust).sum())
@@ -412,14 +385,14 @@ def test_a_baseline_is_shown_beside(tmp_path: Path):
     elsewhere = compare({**new, "threat": {"norm": "L2", "eps": 1.0}}, arrays, old, arrays)
     assert elsewhere["paired"] is None and "does not compare" in elsewhere["remarks"][0]
     (tmp_path / "after" / "samples.npz").write_bytes(b"damaged")
-    assert (
-        write_report(better, tmp_path / "c", baseline=tmp_path / "after" / "report.json")["baseline"]["paired"] is None
-    )
+    again = write_report(better, tmp_path / "c", baseline=tmp_path / "after" / "report.json")
+    assert again["baseline"]["paired"] is None
 
 
-@pytest.mark.parametrize(
-    "text", ["", "[]", "{}", '{"schema": "sfumato.audit/1"}', "nonsense", '{"schema": "sfumato.audit/2"}']
-)
+SCHEMAS = [f'{{"schema": "sfumato.audit/{version}"}}' for version in (1, 2)]
+
+
+@pytest.mark.parametrize("text", ["", "[]", "{}", "nonsense", *SCHEMAS])
 def test_other_files_are_no_baseline(tmp_path: Path, text: str):
     (tmp_path / "report.json").write_text(text)
     with pytest.raises(InputError, match="baseline"):
@@ -430,16 +403,11 @@ def test_other_files_are_no_baseline(tmp_path: Path, text: str):
 
 def test_bad_settings_are_one_sentence():
     data = images(Linear(), 4)
-    for settings, words in (
-        ({"eps": 0.0}, "over 0"),
-        ({"eps": 2.0}, "whole range"),
-        ({"eps": float("nan")}, "over 0"),
-        ({"count": 0}, "1 or more"),
-        ({"norm": "Linf2"}, "Linf"),
-        ({"protocol": "standart"}, "standard"),
-    ):
+    bad: list[tuple[str, Any, str]] = [("eps", 0.0, "over 0"), ("eps", 2.0, "whole range"), ("eps", math.nan, "over 0")]
+    bad += [("count", 0, "1 or more"), ("norm", "Linf2", "Linf"), ("protocol", "standart", "standard")]
+    for name, value, words in bad:
         with pytest.raises(InputError, match=words):
-            run(Linear(), data, **settings)
+            run(Linear(), data, **{name: value})
     with pytest.raises(InputError, match="no labels"):
         run(Linear(), replace(data, labels=None))
 
@@ -455,9 +423,7 @@ def test_sizes_and_ticks_are_round():
 def test_very_many_classes_are_listed_not_drawn(tmp_path: Path):
     names = tuple(f"class {i}" for i in range(30))
     model = Linear(30)
-    found = audit(
-        Classifier(model, labels=names), images(model, 40, names=names), eps=EPS, count=40, protocol="screening"
-    )
+    found = run(Classifier(model, labels=names), images(model, 40, names=names))
     report = write_report(found, tmp_path)
     page = (tmp_path / "report.html").read_text()
     assert "rarer pairs" in page or len(report["attacked_into"]) <= 20

@@ -12,27 +12,12 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from helpers.boundaries import SHAPE, constant, greys, linear
-from sfumato.boundary import (
-    Threat,
-    adversarial_direction,
-    adversarial_plane,
-    ascent,
-    crossing,
-    examine,
-    field,
-    gradient_direction,
-    path,
-    random_direction,
-    spanned,
-    three_images,
-    through,
-    toy,
-    train_toy,
-    windows,
-)
+from sfumato.boundary import gradient_direction, random_direction
 from sfumato.boundary.colours import Colours, church_window
-from sfumato.boundary.toys import TOYS, ball_lattice
-from sfumato.boundary.views import MOST_REACH, chosen, window_reach
+from sfumato.boundary.fields import crossing, field, path
+from sfumato.boundary.planes import Threat, adversarial_direction, adversarial_plane, spanned, through
+from sfumato.boundary.toys import TOYS, ball_lattice, examine, toy, train_toy
+from sfumato.boundary.views import MOST_REACH, ascent, chosen, three_images, window_reach, windows
 from sfumato.classifiers import Classifier
 from sfumato.core.errors import InputError
 
@@ -89,19 +74,13 @@ def test_the_rim_is_where_the_norm_is_eps(norm: str):
 
 
 def test_planes_that_are_none():
-    images = torch.rand(3, *SHAPE)
-    with pytest.raises(InputError, match="on one line"):
-        through(torch.stack([images[0], images[1], (images[0] + images[1]) / 2]))
-    with pytest.raises(InputError, match="on one line"):
-        through(torch.stack([images[0], images[0], images[1]]))
-    with pytest.raises(InputError, match="three images"):
-        through(images[:2])
-    with pytest.raises(InputError, match="parallel"):
-        spanned(images[0], images[1], -2 * images[1])
-    with pytest.raises(InputError, match="zero"):
-        spanned(images[0], 0 * images[1], images[1])
-    with pytest.raises(InputError, match="differ"):
-        spanned(images[0], images[1], images[1, 0])
+    a, b, _ = torch.rand(3, *SHAPE)
+    for few, words in (([a, b, (a + b) / 2], "on one line"), ([a, a, b], "on one line"), ([a, b], "three images")):
+        with pytest.raises(InputError, match=words):
+            through(torch.stack(few))
+    for first, second, words in ((b, -2 * b, "parallel"), (0 * b, b, "zero"), (b, b[0], "differ")):
+        with pytest.raises(InputError, match=words):
+            spanned(a, first, second)
 
 
 # -- what a classifier says on them ------------------------------------------------------------------------------------
@@ -120,10 +99,10 @@ def test_a_linear_boundary_is_the_exact_line():
     cell = max(found.across[1] - found.across[0], found.up[1] - found.up[0])
     assert set(np.unique(found.predicted)) == {0, 1}
     assert ((found.predicted == 1) == (gap > 0))[np.abs(gap) > 1e-4].all()
-    for flips, pairs in ((found.predicted[:, 1:] != found.predicted[:, :-1], (gap[:, 1:], gap[:, :-1])),
-                         (found.predicted[1:] != found.predicted[:-1], (gap[1:], gap[:-1]))):  # fmt: skip
-        assert flips.any()
-        assert np.minimum(*map(np.abs, pairs))[flips].max() < cell
+    for axis in (0, 1):
+        flips = np.diff(found.predicted, axis=axis) != 0
+        nearer = np.minimum(np.abs(np.delete(gap, -1, axis)), np.abs(np.delete(gap, 0, axis)))
+        assert flips.any() and nearer[flips].max() < cell
     sure = 1 / (1 + np.exp(-np.abs(gap) * math.hypot(*slope)))
     np.testing.assert_allclose(found.confidence, sure, atol=1e-5)
 
@@ -221,10 +200,8 @@ def test_the_plane_of_three_images_shows_their_classes():
     classifier, _, _ = linear(4)
     x = torch.rand(3, *SHAPE, generator=torch.Generator().manual_seed(5))
     view = three_images(classifier, x, 60)
-    for place, label in zip(view.places, classifier.predict(x).tolist(), strict=True):
-        column, row = (
-            int(np.abs(line - at).argmin()) for line, at in zip((view.field.across, view.field.up), place, strict=True)
-        )
+    for (across, up), label in zip(view.places, classifier.predict(x).tolist(), strict=True):
+        column, row = (int(np.abs(view.field.across - across).argmin()), int(np.abs(view.field.up - up).argmin()))
         assert label in view.field.predicted[row - 1 : row + 2, column - 1 : column + 2]
 
 

@@ -128,10 +128,9 @@ def test_bad_input():
             boundary(classifier, x, y, **{"kind": "plane", **arguments})  # type: ignore[arg-type]
     with pytest.raises(InputError, match="needs a classifier"):
         boundary()
-    with pytest.raises(InputError, match="do not fit"):
-        boundary(classifier, x, y[:3])
-    with pytest.raises(InputError, match="labels run from"):
-        boundary(classifier, x, y + 5)
+    for labels, sentence in ((y[:3], "do not fit"), (y + 5, "labels run from")):
+        with pytest.raises(InputError, match=sentence):
+            boundary(classifier, x, labels)
     with pytest.raises(InputError, match="2 or more points"):
         field(classifier, through(x[:3]), (0, 1), (1, 1), 5)
 

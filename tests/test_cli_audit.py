@@ -91,9 +91,8 @@ def test_attack_shows_what_it_does(sfumato: Command, place: Path):
 
 
 def test_attack_toward_a_class_and_to_the_nearest(sfumato: Command, place: Path):
-    made = sfumato(
-        "attack", *CLF, "--attack", "pgd", "--eps", "0.15", "--targeted", "plain", "--steps", "10", "-o", "a", "--json"
-    )
+    toward = ("--targeted", "plain", "--steps", "10", "-o", "a", "--json")
+    made = sfumato("attack", *CLF, "--attack", "pgd", "--eps", "0.15", *toward)
     assert made.status == 0, made.err
     result = json.loads(made.out)
     assert result["target"] == "plain" and result["fooled"] == result["attacked"] == 8
@@ -154,9 +153,8 @@ def test_help_names_the_attacks(sfumato: Command, monkeypatch: pytest.MonkeyPatc
 def test_killed_and_resumed_it_is_the_same(sfumato: Command, place: Path, monkeypatch: pytest.MonkeyPatch):
     words = ["audit", *CLF, "--eps", "14/255", "-n", "80", "--json", "-o"]
     monkeypatch.setenv("SLOW", "0.02")
-    with subprocess.Popen(
-        [sys.executable, "-c", RUN, *words, "killed"], stderr=subprocess.DEVNULL, stdout=subprocess.DEVNULL
-    ) as process:
+    command, nowhere = [sys.executable, "-c", RUN, *words, "killed"], subprocess.DEVNULL
+    with subprocess.Popen(command, stderr=nowhere, stdout=nowhere) as process:
         try:
             limit = time.monotonic() + 300
             while not list((place / "killed").glob("parts/pgd-0-*")) and time.monotonic() < limit:

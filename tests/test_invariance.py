@@ -159,15 +159,14 @@ def test_progress_counts_every_change():
 def test_bad_input():
     x, y = blobs(4)
     classifier = Classifier(total_light)
-    with pytest.raises(InputError, match="1 or more"):
-        measure(classifier, x[:0], y[:0])
-    with pytest.raises(InputError, match="one label a sample"):
-        measure(classifier, x, y[:3])
-    with pytest.raises(InputError, match="from 0 to 1"):
-        measure(classifier, x * 255, y)
-    with pytest.raises(InputError, match="not shape"):
-        measure(classifier, x[:, 0], y)
+    for images, labels, words in (
+        (x[:0], y[:0], "1 or more"),
+        (x, y[:3], "one label a sample"),
+        (x * 255, y, "from 0 to 1"),
+        (x[:, 0], y, "not shape"),
+        (x, y + 1, "labels run from"),
+    ):
+        with pytest.raises(InputError, match=words):
+            measure(classifier, images, labels)
     with pytest.raises(InputError, match="trials"):
         measure(classifier, x, y, trials=0)
-    with pytest.raises(InputError, match="labels run from"):
-        measure(classifier, x, y + 1)

@@ -18,21 +18,6 @@ from sfumato.audit.report import write_report
 from sfumato.audit.results import Audit, Outcome
 from sfumato.audit.summary import SCHEMA, summarise
 
-__all__ = [
-    "FLAGS",
-    "PROTOCOLS",
-    "SCHEMA",
-    "Audit",
-    "Check",
-    "Demonstration",
-    "Outcome",
-    "audit",
-    "audit_purification",
-    "check_all",
-    "compare",
-    "demonstrate",
-    "find_baseline",
-    "read_report",
-    "summarise",
-    "write_report",
-]
+__all__ = ["FLAGS", "PROTOCOLS", "SCHEMA", "Audit", "Check", "Demonstration", "Outcome"]
+__all__ += ["audit", "audit_purification", "check_all", "compare", "demonstrate", "find_baseline", "read_report"]
+__all__ += ["summarise", "write_report"]

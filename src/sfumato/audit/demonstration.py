@@ -30,9 +30,8 @@ if TYPE_CHECKING:
 
 SCHEMA = "sfumato.attack/1"
 PICTURES, RESULTS, IMAGES = "pictures.png", "results.json", "adversarial"
-_COMMON = frozenset(
-    ["classifier", "x", "y", "norm", "eps", "targeted", "seed", "ids", "batch_size"]
-)  # not an attack's own options
+# Not an attack's own options.
+_COMMON = ("classifier", "x", "y", "norm", "eps", "targeted", "seed", "ids", "batch_size")
 _DRAWN_UP_TO = 24  # images in the picture
 
 

@@ -35,34 +35,33 @@ class Axes:
         return self.height - BOTTOM - (self.height - TOP - BOTTOM) * value / self.y_most
 
     def frame(self, x_ticks: Mapping[float, str], y_ticks: Mapping[float, str], x_name: str, y_name: str) -> None:
+        bottom = self.height - BOTTOM
         for value, text in y_ticks.items():
             y = self.y(value)
             self.parts.append(f'<line class="grid" x1="{LEFT}" x2="{WIDTH - RIGHT}" y1="{y:.1f}" y2="{y:.1f}"/>')
             self.text(LEFT - 8, y + 4, text, "end")
         for value, text in x_ticks.items():
             x = self.x(value)
-            bottom = self.height - BOTTOM
             self.parts.append(f'<line class="axis" x1="{x:.1f}" x2="{x:.1f}" y1="{bottom}" y2="{bottom + 5}"/>')
             self.text(x, bottom + 18, text, "middle")
-        bottom = self.height - BOTTOM
         self.parts.append(f'<line class="axis" x1="{LEFT}" x2="{WIDTH - RIGHT}" y1="{bottom}" y2="{bottom}"/>')
         self.text((LEFT + WIDTH - RIGHT) / 2, self.height - 6, x_name, "middle", "name")
         middle = self.height / 2 - 12
-        self.parts.append(
-            f'<text class="name" transform="translate(14 {middle:.0f}) rotate(-90)" text-anchor="middle">{escape(y_name)}</text>'
-        )
+        turned = f'class="name" transform="translate(14 {middle:.0f}) rotate(-90)" text-anchor="middle"'
+        self.parts.append(f"<text {turned}>{escape(y_name)}</text>")
 
     def text(self, x: float, y: float, text: str, anchor: str = "start", kind: str = "tick") -> None:
         self.parts.append(f'<text class="{kind}" x="{x:.1f}" y="{y:.1f}" text-anchor="{anchor}">{escape(text)}</text>')
 
     def line(self, xs: Sequence[float], ys: Sequence[float], kind: str) -> None:
-        points = " ".join(f"{self.x(x):.1f},{self.y(y):.1f}" for x, y in zip(xs, ys, strict=True))
-        self.parts.append(f'<polyline class="{kind}" points="{points}"/>')
+        self.parts.append(f'<polyline class="{kind}" points="{" ".join(self._points(xs, ys))}"/>')
 
     def band(self, xs: Sequence[float], low: Sequence[float], high: Sequence[float], kind: str) -> None:
-        there = [f"{self.x(x):.1f},{self.y(y):.1f}" for x, y in zip(xs, high, strict=True)]
-        back = [f"{self.x(x):.1f},{self.y(y):.1f}" for x, y in zip(xs, low, strict=True)][::-1]
-        self.parts.append(f'<polygon class="{kind}" points="{" ".join(there + back)}"/>')
+        rim = self._points(xs, high) + self._points(xs, low)[::-1]
+        self.parts.append(f'<polygon class="{kind}" points="{" ".join(rim)}"/>')
+
+    def _points(self, xs: Sequence[float], ys: Sequence[float]) -> list[str]:
+        return [f"{self.x(x):.1f},{self.y(y):.1f}" for x, y in zip(xs, ys, strict=True)]
 
     def mark(self, eps: float, norm: str) -> None:
         """The audited eps, as a line from top to bottom."""

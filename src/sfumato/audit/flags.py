@@ -101,8 +101,7 @@ def few_images(audit: Audit) -> Finding:
 @flag(
     "random output",
     "repeated",
-    meaning="A randomized classifier needs attacks with expectation over transformation (EOT): single passes determine no "
-    "robust accuracy.",
+    meaning="A randomized classifier needs expectation over transformation (EOT): single passes give no robust accuracy.",
     advice="Make the model deterministic (evaluation mode, fixed noise), or average many passes inside it (EOT).",
 )
 def random_output(audit: Audit) -> Finding:
@@ -138,8 +137,7 @@ def softmax_output(audit: Audit) -> Finding:
 @flag(
     "zero gradients",
     meaning="Gradient masking: where the gradient is zero or not a number, attacks that follow it have no direction to go.",
-    advice="Replace rounding, thresholds and other flat operations by a differentiable approximation in the backward pass "
-    "(BPDA), and rely on black-box attacks.",
+    advice="Replace rounding and other flat operations by differentiable ones when attacking (BPDA); trust black-box attacks.",
 )
 def zero_gradients(audit: Audit) -> Finding:
     if audit.protocol == "black-box":
@@ -167,8 +165,7 @@ def unbounded(audit: Audit) -> Finding:
 @flag(
     "planted example missed",
     "planted",
-    meaning="The decision threshold was lowered until a known random perturbation within eps fools the classifier: an attack "
-    "that misses such planted adversarial examples would miss real ones.",
+    meaning="The threshold was lowered until known noise within eps fools the classifier: an attack that misses it misses real ones.",
     advice="The attack does not fit this model: check its gradients, or use an adaptive attack.",
 )
 def planted(audit: Audit) -> Finding:
@@ -205,8 +202,7 @@ def black_box_wins(audit: Audit) -> Finding:
 @flag(
     "more steps do not help",
     "fgsm",
-    meaning="Iterative attacks should be stronger than one-step attacks, and reach a higher loss where both fail; otherwise the "
-    "gradients are masked.",
+    meaning="Iterative attacks should be stronger than one-step attacks, or at least reach a higher loss: else gradient masking.",
     advice="Try smaller steps and more restarts, and look at the loss along the gradient's direction.",
 )
 def more_steps(audit: Audit) -> Finding:

@@ -33,19 +33,7 @@ from sfumato.data import ImageSet
 
 BATCH = 64  # images in a part: what a kill can lose of one attack
 PICTURED = 10  # images in the report
-SHARED = [
-    "norm",
-    "eps",
-    "seed",
-    "rows",
-    "y",
-    "clean",
-    "clean_confidence",
-    "clean_margin",
-    "pictured",
-    "passes",
-    "seconds",
-]  # from run to audit
+SHARED = ("rows", "y", "clean", "clean_confidence", "clean_margin", "pictured", "passes", "seconds")  # run and audit
 Progress = Callable[[int, int], None]
 Remark = Callable[[str], None]
 
@@ -109,6 +97,9 @@ def audit(
         weights=checkpoint.digest(classifier.module),
         labels=classifier.labels,
         data={"name": data.name, "split": data.split, "fingerprint": data.fingerprint(), "of": len(data)},
+        norm=norm,
+        eps=eps,
+        seed=seed,
         protocol=protocol if differentiable else "black-box",
         main=main_attack(names),
         outcomes=outcomes,
@@ -150,6 +141,11 @@ class _Run:
         rows = self.rows[where if isinstance(where, slice) else where.numpy()]
         return self.data.pixels(rows).to(self.classifier.device)
 
+    def some(self, where: slice | Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Pixels, labels and numbers, as the functions that measure something take them."""
+        rows = self.rows[where if isinstance(where, slice) else where.numpy()]
+        return self.pixels(where), self.y[where].to(self.classifier.device), torch.from_numpy(rows.astype(np.int64))
+
     def parts(self) -> list[slice]:
         return [slice(i, min(i + self.batch, len(self.rows))) for i in range(0, len(self.rows), self.batch)]
 
@@ -185,6 +181,9 @@ class _Run:
         self.tell(0.0)
         return part
 
+    def each(self, kind: str, compute: Callable[[slice], StepResult]) -> list[StepResult]:
+        return [self.part(f"{kind}-{i}", lambda part=part: compute(part)) for i, part in enumerate(self.parts())]
+
     def tell(self, share: float) -> None:
         """How far all work has come, with ``share`` passes of the part under way."""
         if self.progress is not None:
@@ -194,7 +193,7 @@ class _Run:
 
     def look(self) -> None:
         """What the classifier says of the clean images."""
-        found = [self.part(f"clean-{i}", lambda part=part: self._looked(part)) for i, part in enumerate(self.parts())]
+        found = self.each("clean", self._looked)
         self.clean = torch.cat([part.tensors["predicted"] for part in found])
         self.clean_confidence = torch.cat([part.tensors["confidence"] for part in found])
         self.clean_margin = torch.cat([part.tensors["margin"] for part in found])
@@ -230,9 +229,7 @@ class _Run:
         return outcome
 
     def _attacked(self, name: str, key: str, part: slice, shown: Tensor) -> StepResult:
-        x, y = self.pixels(part), self.y[part].to(self.classifier.device)
-        places = torch.arange(part.start, part.stop)
-        ids = torch.from_numpy(self.rows[part].astype(np.int64))
+        x, y, ids = self.some(part)
         right = self.clean[part] == self.y[part]
         rows = right.nonzero().flatten().to(x.device)
         numbers: dict[str, Any] = {"attacked": len(rows), "members": {}}
@@ -258,8 +255,7 @@ class _Run:
         sure = logits.softmax(1).max(1)[0]
         fooled = checked.success.cpu() | ~right
         closest = torch.where(right, checked.distance.cpu(), torch.zeros(len(x)))
-        visible = [place for place in shown.tolist() if part.start <= place < part.stop]
-        inside = torch.tensor(visible, dtype=torch.int64) - part.start
+        visible = shown[(shown >= part.start) & (shown < part.stop)]
         return StepResult(
             {
                 "fooled": fooled,
@@ -269,8 +265,8 @@ class _Run:
                 "distance": torch.where(checked.fooled.cpu() | ~right, closest, torch.full_like(closest, torch.inf)),
                 "margin": margin(logits, y).float(),
                 "fooled_by": torch.where(fooled, fooled_by, torch.zeros_like(fooled_by)),
-                "shown": places[inside],
-                "shown_pixels": found[inside.to(x.device)],
+                "shown": visible,
+                "shown_pixels": found[(visible - part.start).to(x.device)],
             },
             numbers,
         )
@@ -278,10 +274,8 @@ class _Run:
     def probe(self, differentiable: bool) -> StepResult:
         """The measurements of probes.py on the first images that are classified rightly."""
         places = (self.clean == self.y).nonzero().flatten()[:PROBED]
-        y = self.y[places].to(self.classifier.device)
-        ids = torch.from_numpy(self.rows[places.numpy()].astype(np.int64))
-        threat = (self.norm, self.eps, self.seed)
-        probed = Probed(self.classifier, self.pixels(places), y, ids.to(y.device), *threat)
+        x, y, ids = self.some(places)
+        probed = Probed(self.classifier, x, y, ids.to(x.device), self.norm, self.eps, self.seed)
         return StepResult({"places": places}, {"found": probe(probed, differentiable)})
 
     def unnoticed(self) -> tuple[list[dict[str, Any]] | None, Tensor]:
@@ -289,13 +283,7 @@ class _Run:
         if self.data.channels not in (1, 3):
             return None, torch.zeros(0, len(self.y), dtype=torch.bool)
 
-        def unchanged(part: slice) -> StepResult:
-            ids = torch.from_numpy(self.rows[part].astype(np.int64))
-            y = self.y[part].to(self.classifier.device)
-            return measured(self.classifier, self.pixels(part), y, ids, self.seed)
-
-        parts = enumerate(self.parts())
-        return joined([self.part(f"invariance-{i}", lambda part=part: unchanged(part)) for i, part in parts])
+        return joined(self.each("invariance", lambda part: measured(self.classifier, *self.some(part), self.seed)))
 
 
 class _Members:

@@ -149,10 +149,7 @@ class Audit:
         """Accuracy after each member of the standard ensemble; empty for the other protocols."""
         if "standard" not in self.outcomes:
             return {}
-        outcome = self.outcomes["standard"]
-        last = {name: place for place, name in enumerate(MEMBERS)}
-        # Fooled by nobody in particular (0): before the first.
-        return {
-            name: Accuracy(int((~(outcome.fooled & (outcome.fooled_by <= 1 + place))).sum()), len(self.y))
-            for name, place in last.items()
-        }
+        outcome, found = self.outcomes["standard"], {}
+        for place, name in enumerate(MEMBERS, start=1):  # fooled by nobody in particular (0): before the first
+            found[name] = Accuracy(int((~(outcome.fooled & (outcome.fooled_by <= place))).sum()), len(self.y))
+        return found

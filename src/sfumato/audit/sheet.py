@@ -36,17 +36,16 @@ def draw(columns: list[Column]) -> Image.Image:
     pen = ImageDraw.Draw(sheet)
     for index, block in enumerate(blocks):
         top = GAP + index * sum(rows)
-        for name, height in zip(
-            ("clean", f"noise x{NOISE_SCALE}", "adversarial"), (0, rows[0], rows[0] + rows[1]), strict=True
-        ):
-            pen.text((MARGIN - 10, top + height + TILE // 2), name, fill=SOFT, font=_font(13), anchor="rm")
+        tops = (top, top + rows[0], top + rows[0] + rows[1])
+        for name, height in zip(("clean", f"noise x{NOISE_SCALE}", "adversarial"), tops, strict=True):
+            pen.text((MARGIN - 10, height + TILE // 2), name, fill=SOFT, font=_font(13), anchor="rm")
         for place, column in enumerate(block):
             left = MARGIN + place * (TILE + GAP)
             _say(pen, left, top + TILE, column.before)
-            _tile(sheet, left, top, column.clean)
-            _tile(sheet, left, top + rows[0], noise(column.clean, column.adversarial))
-            _tile(sheet, left, top + rows[0] + rows[1], column.adversarial)
-            _say(pen, left, top + rows[0] + rows[1] + TILE, column.after)
+            shown = (column.clean, noise(column.clean, column.adversarial), column.adversarial)
+            for height, image in zip(tops, shown, strict=True):
+                _tile(sheet, left, height, image)
+            _say(pen, left, tops[2] + TILE, column.after)
             pen.text((left, top + sum(rows) - GAP - LINE), column.remark, fill=SOFT, font=_font(12))
     return sheet
 

@@ -51,12 +51,14 @@ QUANTILES = (0.1, 0.5, 0.9)
 
 def summarise(audit: Audit, checks: list[Check], min_robust_accuracy: float | None = None) -> dict[str, Any]:
     """The object described above, without ``baseline``, ``purification``, ``seconds`` and ``written``."""
+    known = {"name": audit.name, "hash": audit.classifier_hash, "weights": audit.weights}
+    gate = min_robust_accuracy
     return {
         "schema": SCHEMA,
         "verdict": verdict(audit, checks),
         "protocol": audit.protocol,
         "seed": audit.seed,
-        "classifier": _classifier(audit),
+        "classifier": {**known, "classes": len(audit.labels), "labels": list(audit.labels)},
         "data": {**audit.data, "images": len(audit.y)},
         "threat": {"norm": audit.norm, "eps": audit.eps},
         "clean": audit.clean_accuracy.to_json(),
@@ -68,7 +70,7 @@ def summarise(audit: Audit, checks: list[Check], min_robust_accuracy: float | No
         "attacked_into": _attacked_into(audit),
         "checks": [check.to_json() for check in checks],
         "invariance": audit.invariance,
-        "gate": None if (gate := min_robust_accuracy) is None else _gate(audit, gate),
+        "gate": None if gate is None else {"min_robust_accuracy": gate, "passed": passes(audit.robust_accuracy, gate)},
         "passes": audit.passes,
         "stamp": audit.stamp,
     }
@@ -77,15 +79,6 @@ def summarise(audit: Audit, checks: list[Check], min_robust_accuracy: float | No
 def passes(robust: Accuracy, threshold: float) -> bool:
     """Whether the gate lets this through: False only where even the upper bound of the interval is below it."""
     return robust.interval[1] >= threshold
-
-
-def _gate(audit: Audit, threshold: float) -> dict[str, Any]:
-    return {"min_robust_accuracy": threshold, "passed": passes(audit.robust_accuracy, threshold)}
-
-
-def _classifier(audit: Audit) -> dict[str, Any]:
-    known = {"name": audit.name, "hash": audit.classifier_hash, "weights": audit.weights}
-    return {**known, "classes": len(audit.labels), "labels": list(audit.labels)}
 
 
 def verdict(audit: Audit, checks: list[Check]) -> str:

@@ -22,31 +22,7 @@ from sfumato.boundary.planes import (
 from sfumato.boundary.toys import TOYS, examine, toy, train_toy
 from sfumato.boundary.views import ascent, three_images, windows
 
-__all__ = [
-    "EPS",
-    "FORMATS",
-    "KINDS",
-    "TOYS",
-    "Boundaries",
-    "Field",
-    "Path",
-    "Plane",
-    "Threat",
-    "adversarial_direction",
-    "adversarial_plane",
-    "along",
-    "ascent",
-    "boundary",
-    "crossing",
-    "examine",
-    "field",
-    "gradient_direction",
-    "path",
-    "random_direction",
-    "spanned",
-    "three_images",
-    "through",
-    "toy",
-    "train_toy",
-    "windows",
-]
+__all__ = ["EPS", "FORMATS", "KINDS", "TOYS", "Boundaries", "Field", "Path", "Plane", "Threat"]
+__all__ += ["adversarial_direction", "adversarial_plane", "along", "ascent", "boundary", "crossing", "examine"]
+__all__ += ["field", "gradient_direction", "path", "random_direction", "spanned", "three_images", "through", "toy"]
+__all__ += ["train_toy", "windows"]

@@ -13,18 +13,9 @@ from typing import TYPE_CHECKING, Any
 from torch import Tensor
 
 from sfumato.attacks.norms import check_norm
-from sfumato.boundary import draw
+from sfumato.boundary import draw, panels
 from sfumato.boundary.colours import Colours
-from sfumato.boundary.panels import (
-    FigureContext,
-    Panel,
-    adversarial_panels,
-    church_panels,
-    gradient_panels,
-    plane_panels,
-    toy_panel,
-    with_name,
-)
+from sfumato.boundary.panels import FigureContext, Panel
 from sfumato.boundary.planes import SECTION_NORMS, Threat
 from sfumato.boundary.toys import TOYS
 from sfumato.boundary.views import chosen
@@ -130,35 +121,35 @@ def boundary(
     if resolution is not None and resolution < 2:
         raise InputError(f"resolution is {resolution}: give 2 or more points along each side")
     if kind == "toy":
-        return Boundaries([[toy_panel(name, norm, eps, seed) for name in TOYS]], ())
+        return Boundaries([[panels.toy_panel(name, norm, eps, seed) for name in TOYS]], ())
     if classifier is None or x is None or y is None:
         raise InputError(f"the kind {kind!r} needs a classifier and labelled images: give them, or use the kind 'toy'")
     both = [classifier] if other is None else [classifier, other]
     threat = Threat(norm, EPS[norm] if eps is None else eps, seed)
     context = _context(both, x, y, threat, index, ids, resolution)
     makers: dict[str, Callable[[], list[Panel]]] = {
-        "toy": lambda: [toy_panel(TOYS[0], norm, None, seed)],
-        "plane": lambda: plane_panels(context),
-        "adversarial": lambda: adversarial_panels(context, borrow=kind == "adversarial" and other is not None),
-        "church": lambda: church_panels(context),
-        "gradient": lambda: gradient_panels(context),
+        "toy": lambda: [panels.toy_panel(TOYS[0], norm, None, seed)],
+        "plane": lambda: panels.plane_panels(context),
+        "adversarial": lambda: panels.adversarial_panels(context, borrow=kind == "adversarial" and other is not None),
+        "church": lambda: panels.church_panels(context),
+        "gradient": lambda: panels.gradient_panels(context),
     }
     kinds = [kind] if kind != "all" else list(makers)[0 if other is None else 1 :]
     made: list[list[Panel]] = []
     for done, each in enumerate(kinds, start=1):
-        panels = makers[each]()
+        row = makers[each]()
         if other is not None:
-            panels = [with_name(panel, names[min(i, 1)]) for i, panel in enumerate(panels)]
-        made.append(panels)
+            row = [panels.with_name(panel, names[min(i, 1)]) for i, panel in enumerate(row)]
+        made.append(row)
         if progress is not None:
             progress(done, len(kinds))
     if kind != "all":
         rows = made
     elif other is None:
-        flat = [panels[0] for panels in made]
+        flat = [row[0] for row in made]
         rows = [flat[:2], flat[2:]]
     else:
-        rows = [[panels[i] for panels in made] for i in range(2)]  # a classifier a row
+        rows = [[row[i] for row in made] for i in range(2)]  # a classifier a row
     return Boundaries(rows, classifier.labels)
 
 

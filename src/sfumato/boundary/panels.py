@@ -11,23 +11,10 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from torch import Tensor
 
-from sfumato.boundary import draw
+from sfumato.boundary import draw, views
 from sfumato.boundary.colours import Colours, shortened
 from sfumato.boundary.planes import Threat, adversarial_plane, through
 from sfumato.boundary.toys import TOY_EPS, examine, toy, train_toy
-from sfumato.boundary.views import (
-    Ascent,
-    Directions,
-    Windows,
-    around,
-    ascent,
-    field_in_eps,
-    reach_of,
-    right_rows,
-    three_images,
-    window_reach,
-    windows,
-)
 from sfumato.core.errors import InputError
 
 if TYPE_CHECKING:
@@ -100,11 +87,11 @@ def plane_panels(context: FigureContext) -> list[Panel]:
     """The plane through three images, for each classifier."""
     images = context.x[list(context.three)]
     plane = through(images)
-    views = [three_images(classifier, images, context.resolution, plane) for classifier in context.classifiers]
+    found = [views.three_images(classifier, images, context.resolution, plane) for classifier in context.classifiers]
     mixture = "Every place is a mixture of the three framed images"
     caption = f"{mixture}; its colour is the class that the classifier sees there, paler where it is less sure."
     title = "The plane through three images"
-    return [Panel(title, caption, [view.field.predicted], partial(draw.draw_three, view)) for view in views]
+    return [Panel(title, caption, [view.field.predicted], partial(draw.draw_three, view)) for view in found]
 
 
 def adversarial_panels(context: FigureContext, *, borrow: bool = False) -> list[Panel]:
@@ -115,11 +102,11 @@ def adversarial_panels(context: FigureContext, *, borrow: bool = False) -> list[
         predicted = int(classifier.predict(x[None])[0])  # around an image that is wrong, what leaves that class
         planes.append(adversarial_plane(classifier, x, predicted, threat, context.ids[row]))
     pairs = list(zip(classifiers, planes, strict=True)) + ([(classifiers[-1], planes[0])] if borrow else [])
-    views = [around(classifier, x, plane, threat) for classifier, plane in pairs]
-    reach = reach_of(views[: len(classifiers)])
+    found = [views.around(classifier, x, plane, threat) for classifier, plane in pairs]
+    reach = views.reach_of(found[: len(classifiers)])
     panels = []
-    for i, ((classifier, plane), view) in enumerate(zip(pairs, views, strict=True)):
-        shown = field_in_eps(classifier, plane, threat, reach, context.resolution)
+    for i, ((classifier, plane), view) in enumerate(zip(pairs, found, strict=True)):
+        shown = views.field_in_eps(classifier, plane, threat, reach, context.resolution)
         view = replace(view, borrowed=i >= len(classifiers), field=shown)
         title = "Along noise made for the first" if view.borrowed else "Adversarial against random noise"
         paint = partial(draw.draw_directions, view, threat)
@@ -130,16 +117,16 @@ def adversarial_panels(context: FigureContext, *, borrow: bool = False) -> list[
 def church_panels(context: FigureContext) -> list[Panel]:
     """Church windows of images that all classifiers get right; each in its own directions."""
     classifiers, threat = context.classifiers, context.threat
-    rows = right_rows(classifiers, context.x, context.y)[: context.count]
+    rows = views.right_rows(classifiers, context.x, context.y)[: context.count]
     if not rows:
         raise InputError("no image is classified right, so there is no church window to show: check the labels")
     y = context.y[rows]
     each = [(context.x[row], int(context.y[row]), threat, context.ids[row]) for row in rows]
     planes = [[adversarial_plane(classifier, *image) for image in each] for classifier in classifiers]
-    reach = window_reach(classifiers[0], planes[0], threat)  # the first classifier's for all: on the same axes
+    reach = views.window_reach(classifiers[0], planes[0], threat)  # the first classifier's for all: on the same axes
     panels = []
     for classifier, own in zip(classifiers, planes, strict=True):
-        view = windows(classifier, own, y, threat, reach, context.window)
+        view = views.windows(classifier, own, y, threat, reach, context.window)
         shown = [each.predicted[each.predicted != label] for each, label in zip(view.fields, view.labels, strict=True)]
         panels.append(Panel("Church windows", _about_windows(view), shown, partial(draw.draw_windows, view)))
     return panels
@@ -149,13 +136,13 @@ def gradient_panels(context: FigureContext) -> list[Panel]:
     """Loss and confidence along the gradient, for each classifier on the same axes."""
     row, seed = context.three[0], context.threat.seed
     x, y, index = context.x[row], int(context.y[row]), context.ids[row]
-    views = [ascent(classifier, x, y, seed=seed, index=index) for classifier in context.classifiers]
-    if len(views) > 1:
-        shown = max(float(view.ascent.steps[-1]) for view in views)
-        views = [ascent(each, x, y, seed=seed, index=index, shown=shown) for each in context.classifiers]
-    highest = max(float(curve.loss.max()) for view in views for curve in (view.ascent, *view.random))
+    found = [views.ascent(classifier, x, y, seed=seed, index=index) for classifier in context.classifiers]
+    if len(found) > 1:
+        shown = max(float(view.ascent.steps[-1]) for view in found)
+        found = [views.ascent(each, x, y, seed=seed, index=index, shown=shown) for each in context.classifiers]
+    highest = max(float(curve.loss.max()) for view in found for curve in (view.ascent, *view.random))
     title, labels = "The lecture's step x + a ∇loss", context.classifiers[0].labels
-    return [Panel(title, _about_ascent(view, labels), [], partial(draw.draw_ascent, view, highest)) for view in views]
+    return [Panel(title, _about_ascent(view, labels), [], partial(draw.draw_ascent, view, highest)) for view in found]
 
 
 def with_name(panel: Panel, name: str) -> Panel:
@@ -163,7 +150,7 @@ def with_name(panel: Panel, name: str) -> Panel:
     return replace(panel, title=f"{shortened(name, 32)}\n{panel.title}")
 
 
-def _about_directions(view: Directions, labels: Sequence[str]) -> str:
+def _about_directions(view: views.Directions, labels: Sequence[str]) -> str:
     name, (computed, random) = _quoted(labels, view.predicted), view.changes
     whose = "Noise computed against the first classifier" if view.borrowed else "Noise computed to fool the classifier"
     far = f"{view.farthest:.3g} eps"
@@ -176,7 +163,7 @@ def _about_directions(view: Directions, labels: Sequence[str]) -> str:
     return f"{whose} (right) turns {name} into {after} at {computed:.2g} eps; {up}. Dashed: all changes of size eps."
 
 
-def _about_windows(view: Windows) -> str:
+def _about_windows(view: views.Windows) -> str:
     computed, random = (_half(view.leaves(upward), view.reach) for upward in (False, True))
     return (
         f"{len(view.fields)} images, each at the centre of its window; white is the right class. For half of them noise "
@@ -189,7 +176,7 @@ def _half(distances: np.ndarray, reach: float) -> str:
     return f"not within {reach:.3g} eps" if math.isinf(middle) else f"by {middle:.2g} eps"
 
 
-def _about_ascent(view: Ascent, labels: Sequence[str]) -> str:
+def _about_ascent(view: views.Ascent, labels: Sequence[str]) -> str:
     far, name = float(view.ascent.steps[-1]), _quoted(labels, view.predicted)
     lines = f"of {len(view.random)} random directions"
     never, quickest = f"none {lines} does within {far:.2g}", f"the quickest {lines} takes {view.strays:.2g}"
