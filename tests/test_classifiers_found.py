@@ -21,8 +21,6 @@ from sfumato.classifiers.find import processor_size, processor_statistics
 from sfumato.core import checkpoint
 from sfumato.core.errors import InputError
 
-# -- models of other libraries ------------------------------------------------------------------------------------------
-
 
 class Described(nn.Module):
     """A stand-in for a timm model: it has a ``pretrained_cfg`` and ``num_classes``."""

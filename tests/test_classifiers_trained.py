@@ -24,8 +24,6 @@ from sfumato.core import checkpoint
 from sfumato.core.errors import InputError
 from sfumato.data import ImageSet, load
 
-# -- training, saving ---------------------------------------------------------------------------------------------------
-
 
 @pytest.mark.parametrize("name", list(NETWORKS))
 @pytest.mark.parametrize(("channels", "size"), [(1, (8, 8)), (3, (32, 32)), (4, (12, 20)), (1, (64, 64))])
@@ -144,9 +142,6 @@ def test_an_image_set_is_divided(tmp_path: Path):
     described = classifiers.read_description(tmp_path)
     assert described["test"]["count"] == 20 and described["test"]["data"] == "a tenth held out"
     assert "(180 images" in described["training"]["data"]
-
-
-# -- accuracy -----------------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(("correct", "count"), [(0, 20), (20, 20), (7, 20), (913, 1000)])

@@ -110,14 +110,9 @@ def test_batch_and_parts_change_nothing(rows: int) -> None:
     torch.testing.assert_close(other(x[4:6]), module(x)[4:6])
 
 
-# -- a trained model --------------------------------------------------------------------------------------------------------
-
-
 @pytest.fixture(scope="module")
 def generator(tmp_path_factory: pytest.TempPathFactory) -> Generator:
-    folder = tmp_path_factory.mktemp("bars") / "run"
-    train(pictures(64), folder, steps=120, settings=TINY)
-    return Generator.from_pretrained(folder, "cpu")
+    return train(pictures(64), tmp_path_factory.mktemp("bars") / "run", steps=120, settings=TINY, device="cpu")
 
 
 def test_a_small_model_classifies_its_bars(generator: Generator) -> None:

@@ -128,9 +128,6 @@ def test_trades_is_its_formula() -> None:
     assert float(trades_loss(clean, moved, y, 6.0)) == pytest.approx(total / 5, rel=1e-12)
 
 
-# -- a run --------------------------------------------------------------------------------------------------------------
-
-
 def made(clf: Classifier, method: str, eps: float = 0.1) -> tuple[hardening.HardeningObjective, Trainer]:
     """A training in memory, on digits."""
     request = hardening.HardeningRequest(classifier=clf, data="digits", out="", method=method, eps=eps, steps=1, seed=0)
@@ -210,9 +207,6 @@ def test_the_guard_goes_back_and_on_with_pgd(clf: Classifier, monkeypatch: pytes
     assert same(run.classifier, again.classifier)
 
 
-# -- going on -----------------------------------------------------------------------------------------------------------
-
-
 @pytest.mark.parametrize("method", list(METHODS))
 def test_a_stopped_hardening_ends_with_the_same_weights(
     tmp_path: Path, clf: Classifier, method: str, monkeypatch: pytest.MonkeyPatch
@@ -261,9 +255,6 @@ def test_method_denoised_trains_on_what_the_denoiser_makes_of_noise(tmp_path: Pa
         accuracy.append(last.metrics["accuracy"])
     assert accuracy[0] < 0.3 and accuracy[1] > 0.9
     assert set(sigmas) == {0.2}  # half of eps
-
-
-# -- what cannot be -----------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(

@@ -218,9 +218,7 @@ def test_the_integral_is_hopeless_in_many_dimensions_and_says_so() -> None:
 
 @pytest.fixture(scope="module")
 def generator(tmp_path_factory: pytest.TempPathFactory) -> Generator:
-    folder = tmp_path_factory.mktemp("bars") / "run"
-    train(pictures(64), folder, steps=30, settings=TINY)
-    return Generator.from_pretrained(folder, "cpu")
+    return train(pictures(64), tmp_path_factory.mktemp("bars") / "run", steps=30, settings=TINY, device="cpu")
 
 
 @pytest.mark.parametrize("method", ["bound", "ode", "integral"])

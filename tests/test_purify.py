@@ -207,9 +207,6 @@ def test_identity_backward_is_exact_where_the_purifier_is_the_identity() -> None
         assert torch.allclose(found[0][1], found[1][1]) == same
 
 
-# -- randomness ---------------------------------------------------------------------------------------------------------
-
-
 def test_an_image_is_the_same_in_any_batch() -> None:
     purifier = Purifier.of(tiny(), sigma=1.4, steps=3, sampler="ancestral")
     x = torch.rand(5, 1, 8, 8, dtype=torch.float64)
@@ -237,9 +234,6 @@ def test_random_draws_anew_and_fixed_does_not() -> None:
     many = purified(classifier, purifier, draws=4, fixed=True)(x[:1])
     each = [classifier(purifier(x[:1], purifier.noise([0], 0, k)), bounded=False).softmax(1) for k in range(4)]
     torch.testing.assert_close(many.exp(), torch.stack(each).mean(0), rtol=1e-5, atol=1e-6)
-
-
-# -- bad input ------------------------------------------------------------------------------------------------------------
 
 
 def test_bad_input() -> None:

@@ -33,9 +33,6 @@ def draw(file: Path, side: int = SIDE, mode: str = "L", seed: int = 0) -> Path:
     return file
 
 
-# -- purify -------------------------------------------------------------------------------------------------------------
-
-
 def test_purify_writes_a_file_for_each_image(sfumato: Command, inside: Path):
     made = generator(inside / "run")
     images = [draw(inside / "one" / "x.png"), draw(inside / "two" / "X.png", seed=1), draw(inside / "y.bmp", seed=2)]
@@ -102,8 +99,6 @@ def test_purify_refuses_what_does_not_fit(sfumato: Command, inside: Path):
     assert "missing argument" in sfumato("purify", run, "-o", "clean").sentence.lower()
     assert not (inside / "clean").exists()
 
-
-# -- audit --purify -------------------------------------------------------------------------------------------------------
 
 NAMES = ("<b>red", "green", "blue")
 MODEL = f"""

@@ -18,9 +18,7 @@ from sfumato.defences import DiffusionClassifier, diffusion_classifier
 
 @pytest.fixture(scope="module")
 def generator(tmp_path_factory: pytest.TempPathFactory) -> Generator:
-    folder = tmp_path_factory.mktemp("bars") / "run"
-    train(pictures(64), folder, steps=80, settings=TINY)
-    return Generator.from_pretrained(folder, "cpu")
+    return train(pictures(64), tmp_path_factory.mktemp("bars") / "run", steps=80, settings=TINY, device="cpu")
 
 
 def test_its_gradient_is_exact_by_finite_differences(generator: Generator, tmp_path: Path) -> None:

@@ -185,9 +185,6 @@ def test_the_denoiser_comes_first_and_knows_sigma():
     assert not generator.denoise(x, 0.4).requires_grad
 
 
-# -- before and after --------------------------------------------------------------------------------------------------
-
-
 @pytest.mark.parametrize("mode", ["sequential", "cohen"])
 @pytest.mark.parametrize("radius", [0.2, 0.5, 0.9])
 def test_what_cannot_be_reached_is_known_before(mode: str, radius: float):
@@ -333,9 +330,6 @@ def test_the_attack_says_when_no_gradient_flows():
     for radii, how in bad:
         with pytest.raises(InputError, match="give"):
             smooth_adv(SmoothedClassifier(classifier, SIGMA), x, y, radii, **how)
-
-
-# -- what fits, and training -------------------------------------------------------------------------------------------
 
 
 def test_a_generator_must_fit_the_classifier():

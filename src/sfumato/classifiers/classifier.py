@@ -112,8 +112,6 @@ class Classifier:
         kind = type(self.module or self.model).__name__
         return f"Classifier({kind}, classes={self._classes}, size={self.size}, device={str(self.device)!r})"
 
-    # -- what it is -----------------------------------------------------------------------------------------------
-
     @property
     def device(self) -> torch.device:
         """Where the model runs; for a function without parameters and device: "cpu", and it runs where the images are."""
@@ -265,8 +263,6 @@ class Classifier:
                 yield self
         finally:
             self._held -= 1
-
-    # -- inside ---------------------------------------------------------------------------------------------------
 
     def preprocess(self, x: Tensor) -> Tensor:
         """What the model is given for ``x``: on its device, in its type, normalised. Never ``x`` itself; differentiable."""

@@ -231,9 +231,6 @@ def _called(factory: Callable[[], Any], name: str) -> Any:
         raise InputError(f"py:{name} failed ({_reason(error)}{_line(error)}): correct it") from error
 
 
-# -- inside -------------------------------------------------------------------------------------------------------------
-
-
 def _on(device: str, model: Any, **settings: Any) -> Classifier:
     chosen = find_device(device)
     if isinstance(model, nn.Module):

@@ -89,12 +89,11 @@ def statistics(mean: Any, std: Any) -> tuple[Tensor | None, Tensor | None]:
     mean, std = (_vector(name, value) for name, value in (("mean", 0.0 if mean is None else mean), ("std", std)))
     if len(mean) != len(std) and 1 not in (len(mean), len(std)):
         raise InputError(f"mean has {len(mean)} numbers and std {len(std)}: give one a channel in both")
+    advice = "give it for pixels from 0 to 1 (divide by 255 what is meant for 8-bit pixels)"
     if bool((mean.abs() > 1).any()):
-        problem = f"mean {_plain(mean)} is not within [0, 1]: give it for pixels from 0 to 1"
-        raise InputError(f"{problem} (divide by 255 what is meant for 8-bit pixels)")
+        raise InputError(f"mean {_plain(mean)} is not within [0, 1]: {advice}")
     if bool((std <= 0).any()) or bool((std > 1).any()):
-        problem = f"std {_plain(std)} is not over 0 and up to 1: give it for pixels from 0 to 1"
-        raise InputError(f"{problem} (divide by 255 what is meant for 8-bit pixels)")
+        raise InputError(f"std {_plain(std)} is not over 0 and up to 1: {advice}")
     return mean, std
 
 

@@ -158,9 +158,6 @@ def purification_protocol(
     return Purification(report, arrays, shown["pictures"], shown["said"])
 
 
-# -- parts ------------------------------------------------------------------------------------------------------------
-
-
 class _Work:
     """Runs parts, and tells how far all have come, in evaluations of the generator's network that are expected."""
 
@@ -230,9 +227,6 @@ def _pictures(group: PurificationContext, made: dict[str, Tensors]) -> Tensors:
 def _strongest(robustness: dict[str, Tensor]) -> Tensor:
     """(N,) int64: the number of the attack whose image is least robust on the attacker's own draws."""
     return torch.stack(list(robustness.values())).argmin(0)
-
-
-# -- the report -------------------------------------------------------------------------------------------------------
 
 
 def summarise(

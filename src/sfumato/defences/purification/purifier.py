@@ -211,9 +211,6 @@ def _shared_steps(ladder: Ladder, level: Level, steps: int) -> tuple[int, ...]:
     return (*(1,) * level.stage, math.floor(first / share + 1e-9), *rest)
 
 
-# -- in front of a classifier -------------------------------------------------------------------------------------------
-
-
 def answers(
     classifier: Classifier, purifier: Purifier, x: Tensor, noises: Sequence[Noises], through: str = "exact"
 ) -> Tensor:

@@ -291,9 +291,6 @@ def _verdict(request: CertificationRequest, denoised: bool, table: Sequence[Mapp
     )
 
 
-# -- parts on disk ----------------------------------------------------------------------------------------------------
-
-
 def _columns(certificates: Sequence[Certificate]) -> dict[str, Tensor]:
     """Certificates as tensors: (N,) each, verdicts (N, radii) as 1, -1 and, for undecided, 0."""
     columns = {name: torch.from_numpy(np.array([getattr(each, name) for each in certificates])) for name in COLUMNS}
