@@ -8,7 +8,6 @@ Imagen as published (Saharia et al. 2022); ``sfumato train --recipe imagen`` doe
 from __future__ import annotations
 
 import itertools
-import json
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -17,21 +16,17 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from sfumato.conditions import Condition, Kinds
+from sfumato.conditions import Condition
 from sfumato.conditions.low_resolution import enlarged
 from sfumato.conditions.requests import Labels, Prompts
-from sfumato.core import checkpoint
 from sfumato.core.errors import InputError
-from sfumato.core.files import atomic_write
 from sfumato.core.streams import mix_seed
 from sfumato.generator import Generator, Sampling, check_counts, to_pixels
-from sfumato.guidance import Guidance
 from sfumato.ladder import Ladder
-from sfumato.recipes.registry import CONFIG, LOADERS
+from sfumato.recipes.registry import LOADERS, RecipeFile, check_trained
 from sfumato.samplers import Noise, Rung
 
 NAME = "cascade"
-FORMAT = 1
 LEVEL = 0.1  # of the noise on a small image when it is enlarged; not swept yet
 
 
@@ -52,20 +47,20 @@ class Cascade:
                     f"a model for images of {large.ladder.size} cannot enlarge those of {small.ladder.size}: each model of "
                     "a cascade after the first must be trained to enlarge, to twice the size"
                 )
-        self.classes = self.models[0].classes
-        self.device = self.models[0].device
+        base = self.models[0]
+        self.classes, self.device, self.kinds = (
+            base.classes,
+            base.device,
+            base.kinds,
+        )  # all get the same labels and texts
+        self.default_sampler, self.default_guidance = base.default_sampler, base.default_guidance
+        self.ladder: Ladder = self.models[-1].ladder  # of the last, which makes the pictures
 
     @classmethod
     def from_pretrained(cls, path: str | Path, device: str = "auto") -> Cascade:
         """Load a run folder; InputError where it is none of a cascade, damaged, or not all models are there."""
-        config = read(Path(path))
-        if config is None:
-            raise InputError(f"{path} holds no cascade: give a folder that 'sfumato train --recipe {NAME}' wrote")
-        for name in config.models:
-            if not (Path(path) / name / checkpoint.MODEL).exists():
-                raise InputError(
-                    f"{path} is not trained to the end, it has no model {name!r} yet: the same 'sfumato train' command goes on"
-                )
+        config = CascadeFile.load(Path(path), "cascade")
+        check_trained(Path(path), {name: f"model {name!r}" for name in config.models})
         return cls([Generator.from_pretrained(Path(path) / name, device) for name in config.models], config.level)
 
     def save(self, path: str | Path) -> None:
@@ -73,26 +68,7 @@ class Cascade:
         names = names_of(len(self.models))
         for name, model in zip(names, self.models, strict=True):
             model.save(Path(path) / name)
-        sizes = tuple(model.ladder.size for model in self.models)
-        CascadeFile(names, sizes, self.level).write(Path(path))
-
-    @property
-    def ladder(self) -> Ladder:
-        """Of the last model, which makes the pictures."""
-        return self.models[-1].ladder
-
-    @property
-    def kinds(self) -> Kinds:
-        """The parts of c that the base model was trained with: all models get the same labels and texts."""
-        return self.models[0].kinds
-
-    @property
-    def default_sampler(self) -> str:
-        return self.models[0].default_sampler
-
-    @property
-    def default_guidance(self) -> Guidance:
-        return self.models[0].default_guidance
+        CascadeFile(names, tuple(model.ladder.size for model in self.models), self.level).write(Path(path))
 
     def labels(self, n: int, label: Labels = None) -> Tensor:
         """The (n,) int64 label numbers of a request, as ``Generator.labels``."""
@@ -183,39 +159,25 @@ def names_of(count: int) -> tuple[str, ...]:
 
 
 @dataclass(frozen=True)
-class CascadeFile:
+class CascadeFile(RecipeFile):
     """``config.json``: the sub-folders of the models, base first, their (height, width), and the level in sampling."""
 
+    recipe = NAME
     models: tuple[str, ...]
     sizes: tuple[tuple[int, int], ...]
     level: float
 
-    def write(self, folder: Path) -> None:
-        folder.mkdir(parents=True, exist_ok=True)
-        parts = {"recipe": NAME, "format": FORMAT, "models": self.models, "sizes": self.sizes, "level": self.level}
-        atomic_write(folder / CONFIG, json.dumps(parts, indent=2) + "\n")
-
-
-def read(folder: Path) -> CascadeFile | None:
-    """What a folder's ``config.json`` says of a cascade; None where there is none, or one of something else."""
-    file = folder / CONFIG
-    if not file.is_file():
-        return None
-    try:
-        found = json.loads(file.read_text("utf-8"))
-        if found.get("recipe") != NAME:
-            return None
-        if found["format"] != FORMAT:
-            raise InputError(f"{file} is of format {found['format']}, this sfumato reads format {FORMAT}: update it")
+    @classmethod
+    def of(cls, found: dict[str, Any]) -> CascadeFile:
         sizes = tuple((int(height), int(width)) for height, width in found["sizes"])
-        stored = CascadeFile(tuple(found["models"]), sizes, check_level(float(found["level"])))
+        stored = cls(tuple(found["models"]), sizes, check_level(float(found["level"])))
         if stored.models != names_of(len(sizes)):
             raise ValueError(f"models {stored.models}")
         return stored
-    except InputError:
-        raise
-    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
-        raise InputError(f"{file} is damaged ({str(error) or type(error).__name__}): train or copy it again") from None
+
+    def differs(self, found: CascadeFile) -> str:
+        was, now = (" to ".join(f"{h}x{w}" for h, w in one.sizes) for one in (found, self))
+        return "" if was == now else f"a cascade from {was}, now {now}"
 
 
 @LOADERS.add(NAME)

@@ -11,15 +11,14 @@ import numpy as np
 
 from sfumato.conditions.low_resolution import LowResolution
 from sfumato.conditions.sources import source_of
-from sfumato.core import checkpoint
 from sfumato.core.errors import InputError, nearest
 from sfumato.core.pictures import to_bytes
 from sfumato.data import ImageSet
 from sfumato.engine import Budget, Progress
 from sfumato.ladder import pool
 from sfumato.recipes import imagen
-from sfumato.recipes.cascade import LEVEL, NAME, CascadeFile, check_level, names_of, read
-from sfumato.recipes.registry import CONFIG, RECIPES, in_turn
+from sfumato.recipes.cascade import LEVEL, NAME, CascadeFile, check_level, names_of
+from sfumato.recipes.registry import RECIPES, in_turn
 from sfumato.training import TrainingRequest, training_steps
 
 BASE_SHARE = 0.5  # of the budget; the enlarging models share the rest equally
@@ -50,7 +49,7 @@ def train(request: TrainingRequest) -> Iterator[Progress]:
     chosen = _by_model({**(imagen.DEFAULTS if dataset.captions is not None else {}), **given}, names)
     sets = [_shrunk(dataset, halvings - i) for i in range(len(names))]
     stored = CascadeFile(names, tuple(one.size for one in sets), level)
-    _check_folder(out, stored)
+    stored.check_folder(out)
     models = [
         request.part(out / name, share, data=data, settings=settings, size=None)
         for name, data, settings, share in zip(names, sets, chosen, _shared(budget, len(names)), strict=True)
@@ -63,13 +62,7 @@ def train(request: TrainingRequest) -> Iterator[Progress]:
     texts = source_of(dataset, encoder.pop())
     sources = [lambda _: texts, *[lambda images: LowResolution(texts, images.channels)] * halvings]
     parts = [training_steps(replace(model, source=source)) for model, source in zip(models, sources, strict=True)]
-    return _steps(dict(zip(names, parts, strict=True)), out, stored)
-
-
-def _steps(parts: Mapping[str, Iterator[Progress]], out: Path, stored: CascadeFile) -> Iterator[Progress]:
-    stored.write(out)
-    ends = accumulate(_shares(len(parts)))
-    yield from in_turn((name, end, part) for (name, part), end in zip(parts.items(), ends, strict=True))
+    return in_turn(stored, out, zip(names, accumulate(_shares(len(names))), parts, strict=True))
 
 
 def _shares(count: int) -> list[float]:
@@ -141,17 +134,3 @@ def _shrunk(data: ImageSet, halvings: int) -> ImageSet:
             x = pool(x)
         parts.append(to_bytes(x))
     return replace(data, images=np.concatenate(parts))
-
-
-def _check_folder(out: Path, stored: CascadeFile) -> None:
-    """A folder that holds something else is not written into."""
-    if (out / checkpoint.MODEL).exists():
-        raise InputError(f"{out} holds another run, a single model: give another --out")
-    before = read(out)
-    if before is None and (out / CONFIG).exists():
-        raise InputError(f"{out} holds another run: give another --out")
-    if before is not None and before.sizes != stored.sizes:
-        was, now = (" to ".join(f"{h}x{w}" for h, w in one.sizes) for one in (before, stored))
-        raise InputError(
-            f"{out} holds another run (a cascade from {was}, now {now}): give another --out, or the same command as before"
-        )

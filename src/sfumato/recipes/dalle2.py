@@ -6,7 +6,6 @@ image, images between two, and images moved along the difference of two texts.
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -22,20 +21,16 @@ from sfumato.conditions.image import ImageTextModel, TransformersClip, find_imag
 from sfumato.conditions.requests import Labels, Prompts, check_prompts
 from sfumato.conditions.text import TextEncoder, trained_encoder
 from sfumato.config import Config
-from sfumato.core import checkpoint
 from sfumato.core.errors import InputError
-from sfumato.core.files import atomic_write, make_folder
 from sfumato.core.streams import mix_seed
 from sfumato.editing import Picture, plan
 from sfumato.generator import Generator
-from sfumato.guidance import Guidance
 from sfumato.ladder import Ladder
 from sfumato.recipes.prior import CANDIDATES, Prior
-from sfumato.recipes.registry import CONFIG, LOADERS
+from sfumato.recipes.registry import LOADERS, RecipeFile, check_trained
 from sfumato.samplers import Noise, Rung
 
 NAME = "dalle2"
-FORMAT = 1
 PARTS = ("embedding", "prior", "decoder")  # the sub-folders of a run, in the order of their training
 TOWARD = 0.4  # of the way to the text difference, where nothing is asked for; the paper goes to 0.25 to 0.5
 _BATCH = 256
@@ -59,23 +54,9 @@ class DallE2:
         self.device = decoder.device
         self.config: Config = decoder.config
         self.denoiser = decoder.denoiser
-
-    @property
-    def ladder(self) -> Ladder:
-        return self.decoder.ladder
-
-    @property
-    def kinds(self) -> Kinds:
-        """The parts of c that the whole knows: texts."""
-        return Kinds(vector=self.prior.text_width, tokens=self.prior.text_width)
-
-    @property
-    def default_sampler(self) -> str:
-        return self.decoder.default_sampler
-
-    @property
-    def default_guidance(self) -> Guidance:
-        return self.decoder.default_guidance
+        self.ladder: Ladder = decoder.ladder
+        self.kinds = Kinds(vector=prior.text_width, tokens=prior.text_width)  # the whole knows texts
+        self.default_sampler, self.default_guidance = decoder.default_sampler, decoder.default_guidance
 
     @cached_property
     def reader(self) -> TextEncoder:
@@ -203,14 +184,8 @@ class DallE2:
     def from_pretrained(cls, path: str | Path, device: str = "auto") -> DallE2:
         """Load a run folder; InputError where it is none of this recipe, damaged, or not all parts are there."""
         path = Path(path)
-        stored = DallE2File.read(path)
-        if stored is None:
-            raise InputError(f"{path} holds no DALL-E 2: give a folder that 'sfumato train --recipe {NAME}' wrote")
-        for part in PARTS:
-            if not (path / part / checkpoint.MODEL).exists() and not (part == "embedding" and stored.embedding):
-                raise InputError(
-                    f"{path} is not trained to the end, it has no {part} yet: the same 'sfumato train' command goes on"
-                )
+        stored = DallE2File.load(path, "DALL-E 2")
+        check_trained(path, {part: part for part in PARTS[bool(stored.embedding) :]})
         return cls(
             find_image_text(stored.embedding or path / "embedding", device),
             Prior.from_pretrained(path / "prior", device),
@@ -263,40 +238,21 @@ def slerp(a: Tensor, b: Tensor, share: float) -> Tensor:
 
 
 @dataclass(frozen=True)
-class DallE2File:
+class DallE2File(RecipeFile):
     """``config.json``: the language model of the prior, and the name of an embedding that was not trained here."""
 
+    recipe, single, other = NAME, "a model of another kind", "a model of another kind"
     text: str
     embedding: str
 
-    def write(self, folder: Path) -> None:
-        make_folder(folder)
-        parts = {"recipe": NAME, "format": FORMAT, "text": self.text, "embedding": self.embedding}
-        atomic_write(folder / CONFIG, json.dumps(parts, indent=2) + "\n")
+    @classmethod
+    def of(cls, found: dict[str, Any]) -> DallE2File:
+        if not all(isinstance(found[key], str) for key in ("text", "embedding")):
+            raise ValueError("text and embedding must be names")
+        return cls(found["text"], found["embedding"])
 
-    @staticmethod
-    def read(folder: Path) -> DallE2File | None:
-        """None where there is no such file, or one of something else."""
-        file = folder / CONFIG
-        if not file.is_file():
-            return None
-        try:
-            found = json.loads(file.read_text("utf-8"))
-            if found.get("recipe") != NAME:
-                return None
-            if found["format"] != FORMAT:
-                raise InputError(
-                    f"{file} is of format {found['format']}, this sfumato reads format {FORMAT}: update it"
-                )
-            if not all(isinstance(found[key], str) for key in ("text", "embedding")):
-                raise ValueError("text and embedding must be names")
-            return DallE2File(found["text"], found["embedding"])
-        except InputError:
-            raise
-        except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
-            raise InputError(
-                f"{file} is damaged ({str(error) or type(error).__name__}): train or copy it again"
-            ) from None
+    def differs(self, found: DallE2File) -> str:
+        return "" if found == self else f"text={found.text!r}, embedding={found.embedding!r}"
 
 
 @LOADERS.add(NAME)

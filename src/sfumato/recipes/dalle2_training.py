@@ -16,7 +16,6 @@ from torch import Tensor
 from sfumato.conditions import Condition, Kinds
 from sfumato.conditions.image import ImageTextModel, find_image_text
 from sfumato.conditions.text import find_encoder
-from sfumato.core import checkpoint
 from sfumato.core.checkpoint import digest
 from sfumato.core.devices import find_device
 from sfumato.core.errors import InputError
@@ -25,7 +24,7 @@ from sfumato.engine import Budget, Progress
 from sfumato.engine.resume import STATE
 from sfumato.recipes.dalle2 import NAME, PARTS, DallE2File, Embedding
 from sfumato.recipes.prior_training import Pairs, prior_steps
-from sfumato.recipes.registry import CONFIG, RECIPES, in_turn
+from sfumato.recipes.registry import RECIPES, in_turn
 from sfumato.training import TrainingRequest, training_steps
 from sfumato.training.contrastive import captions_of, contrastive_steps
 
@@ -89,19 +88,12 @@ def train(request: TrainingRequest) -> Iterator[Progress]:
             "recipe dalle2 embeds each image as it is, and a caption may say left or right: leave flip out"
         )
     stored = DallE2File(config.text, name)
-    _check_folder(out, stored)
+    stored.check_folder(out)
     budgets = _shared(budget, own=not name)
     find_encoder(config.text)
     if name:
         find_image_text(name, request.device)
-    return _steps(request, dataset, stored, budgets)
-
-
-def _steps(
-    request: TrainingRequest, dataset: ImageSet, stored: DallE2File, budgets: Mapping[str, Budget]
-) -> Iterator[Progress]:
-    stored.write(Path(request.out))
-    yield from in_turn(_parts(request, dataset, stored, budgets))
+    return in_turn(stored, out, _parts(request, dataset, stored, budgets))
 
 
 def _parts(
@@ -131,20 +123,6 @@ def embed_all(embedding: Embedding, data: ImageSet, device: torch.device) -> tup
     batches = (data.pixels(slice(i, i + BATCH)).to(device) for i in range(0, len(data), BATCH))
     table = torch.cat([embedding.images(pixels).cpu() for pixels in batches])
     return table, digest(embedding if isinstance(embedding, ImageTextModel) else embedding.model)
-
-
-def _check_folder(out: Path, stored: DallE2File) -> None:
-    """Refuse a folder with something else in it."""
-    if (out / checkpoint.MODEL).exists() or (out / STATE).exists():
-        raise InputError(f"{out} holds a model of another kind: give another --out")
-    found = DallE2File.read(out)
-    if found is None and (out / CONFIG).exists():
-        raise InputError(f"{out} holds a model of another kind: give another --out")
-    if found is not None and found != stored:
-        raise InputError(
-            f"{out} holds another run (text={found.text!r}, embedding={found.embedding!r}): give another --out, or the "
-            "same command as before"
-        )
 
 
 def _shared(budget: Budget, own: bool) -> dict[str, Budget]:

@@ -135,11 +135,8 @@ class Prior(nn.Module):
 
     def save(self, path: str | Path) -> None:
         """Write ``model.safetensors`` and ``config.json`` into the folder ``path``."""
-        description = {
-            "kind": "prior", "format": FORMAT, "width": self.width, "text_width": self.text_width,
-            "hidden": self.hidden, "blocks": len(self.blocks),
-        }  # fmt: skip
-        checkpoint.write(Path(path), self.state_dict(), description)
+        sizes = {"width": self.width, "text_width": self.text_width, "hidden": self.hidden, "blocks": len(self.blocks)}
+        checkpoint.write(Path(path), self.state_dict(), {"kind": "prior", "format": FORMAT, **sizes})
 
     @classmethod
     def from_pretrained(cls, path: str | Path, device: str = "auto") -> Prior:
