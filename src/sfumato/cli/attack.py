@@ -13,30 +13,29 @@ from sfumato.cli.options import option
 def attack(
     classifier: options.ClassifierArgument,
     data: options.DataOption,
-    name: Annotated[str, option("--attack", help="Adversarial attack: one of {attacks}.")],
+    name: Annotated[str, option("--attack")],
     out: options.OutFolder,
-    norm: Annotated[
-        str | None, option("--norm", help="Norm of the perturbation: Linf, L2, L1 or L0. Default: the attack's own.")
-    ] = None,
-    eps: Annotated[
-        str | None,
-        option(
-            "--eps", help="Perturbation size (epsilon), of pixels in [0, 1]: 8/255 or 0.5. Default: the attack's own."
-        ),
-    ] = None,
-    count: Annotated[int, option("-n", "--count", help="Number of test images to attack.")] = 8,
-    targeted: Annotated[
-        str | None, option("--targeted", metavar="LABEL", help="Target class of the attack. Default: untargeted.")
-    ] = None,
-    steps: Annotated[int | None, option("--steps", help="Attack iterations. Default: the attack's own.")] = None,
-    settings: Annotated[
-        list[str] | None, option("--set", metavar="KEY=VALUE", help="Another setting of the attack; can be repeated.")
-    ] = None,
+    norm: str | None = None,
+    eps: str | None = None,
+    count: options.CountOption = 8,
+    targeted: str | None = None,
+    steps: int | None = None,
+    settings: Annotated[list[str] | None, option("--set")] = None,
     *,
     fitting: options.Fitting,
     common: options.Common,
 ) -> None:
-    """Craft adversarial examples for a few images, and show them: clean, noise, adversarial, and the predictions."""
+    """Craft adversarial examples for a few images, and show them: clean, noise, adversarial, and the predictions.
+
+    Args:
+        name: Adversarial attack: one of {attacks}.
+        norm: Norm of the perturbation: Linf, L2, L1 or L0. Default: the attack's own.
+        eps: Perturbation size (epsilon), of pixels in [0, 1]: 8/255 or 0.5. Default: the attack's own.
+        count: Number of test images to attack.
+        targeted: LABEL: Target class of the attack. Default: untargeted.
+        steps: Attack iterations. Default: the attack's own.
+        settings: KEY=VALUE: Another setting of the attack; can be repeated.
+    """
     radius = None if eps is None else options.read_eps(eps)
     chosen = options.read_settings(settings)
     if steps is not None:

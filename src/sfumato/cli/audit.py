@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 from sfumato.cli import options
-from sfumato.cli.console import Interrupted, counting, say, show
+from sfumato.cli.console import counting, resumable, say, show
 from sfumato.cli.options import option
 from sfumato.core.errors import InputError
 
@@ -26,41 +26,31 @@ def audit(
     out: options.RunFolder,
     norm: options.NormOption = "Linf",
     eps: options.EpsOption = "8/255",
-    count: Annotated[int, option("-n", "--count", help="Number of test images to attack.")] = 500,
-    screening: Annotated[
-        bool, option("--screening", help="Screening protocol: without the most expensive attacks, a weaker bound.")
-    ] = False,
-    min_robust_accuracy: Annotated[
-        float | None,
-        option(
-            "--min-robust-accuracy",
-            help="CI gate: exit status 1 where even the upper end of the 95% interval is below this. Default: no gate.",
-        ),
-    ] = None,
-    baseline: Annotated[
-        Path | None,
-        option(
-            "--baseline",
-            help="Baseline to compare with: the report.json of another audit. Default: of what CLF was hardened from.",
-        ),
-    ] = None,
-    purify: Annotated[
-        str | None,
-        option(
-            "--purify", metavar="MODEL", help="Diffusion purification: also audit CLF behind this model. Default: none."
-        ),
-    ] = None,
-    purified: Annotated[int, option("--purified", help="Number of the images to attack behind the purifier.")] = 32,
-    sigma: Annotated[
-        float | None,
-        option("--purify-sigma", help="Noise level of purification, of pixels in [0, 1]. Default: as of purify."),
-    ] = None,
-    steps: Annotated[int | None, option("--purify-steps", help="Steps of purification. Default: as of purify.")] = None,
+    count: options.CountOption = 500,
+    screening: bool = False,
+    min_robust_accuracy: float | None = None,
+    baseline: Path | None = None,
+    purify: str | None = None,
+    purified: int = 32,
+    sigma: Annotated[float | None, option("--purify-sigma")] = None,
+    steps: Annotated[int | None, option("--purify-steps")] = None,
     *,
     fitting: options.Fitting,
     common: options.Common,
 ) -> int:
-    """Robustness audit: an ensemble of attacks (AutoAttack's and more), checks for gradient masking, one HTML report."""
+    """Robustness audit: an ensemble of attacks (AutoAttack's and more), checks for gradient masking, one HTML report.
+
+    Args:
+        count: Number of test images to attack.
+        screening: Screening protocol: without the most expensive attacks, a weaker bound.
+        min_robust_accuracy: CI gate: exit status 1 where even the upper end of the 95% interval is below this.
+            Default: no gate.
+        baseline: Baseline to compare with: the report.json of another audit. Default: of what CLF was hardened from.
+        purify: MODEL: Diffusion purification: also audit CLF behind this model. Default: none.
+        purified: Number of the images to attack behind the purifier.
+        sigma: Noise level of purification, of pixels in [0, 1]. Default: as of purify.
+        steps: Steps of purification. Default: as of purify.
+    """
     radius = options.read_eps(eps)
     if min_robust_accuracy is not None and not 0 <= min_robust_accuracy <= 1:
         raise InputError(f"--min-robust-accuracy {min_robust_accuracy:g} is no share: give a number from 0 to 1")
@@ -77,10 +67,11 @@ def audit(
     if baseline is not None:
         read_report(baseline)  # before anything is done
     found = find_classifier(classifier, common.device)
-    purifier = None if purify is None else _purifier(found, purify, sigma, steps, norm, common.device)
+    given = {name: value for name, value in {"sigma": sigma, "steps": steps}.items() if value is not None}
+    purifier = None if purify is None else _purifier(found, purify, norm, common.device, **given)
     wanted = pixels or found.size or (None if purifier is None else purifier.ladder.size)
     images = options.load_images(data, wanted, fitting.fit, "test")
-    try:
+    with resumable():
         with counting(f"auditing {classifier}") as progress:
             how: dict[str, Any] = {"norm": norm, "eps": radius, "count": count, "seed": common.seed, "name": classifier}
             protocol = "screening" if screening else "standard"
@@ -90,8 +81,6 @@ def audit(
             with counting(f"attacking {classifier} behind {purify}") as progress:
                 more: dict[str, Any] = {"count": purified, "out": out, "model": purify, "remark": say}
                 behind = audit_purification(found, purifier, images, audited, **more, progress=progress)
-    except KeyboardInterrupt:
-        raise Interrupted("stopped: re-run the command to resume") from None
     came_from = None if baseline is not None else _hardened_from(classifier)
     if came_from and (baseline := find_baseline(out, came_from, audited)):
         say(f"beside the classifier that this one was hardened from: {baseline.parent.name}/{baseline.name}")
@@ -112,18 +101,15 @@ def _hardened_from(classifier: str) -> str | None:
     return None
 
 
-def _purifier(
-    found: Classifier, model: str, sigma: float | None, steps: int | None, norm: str, device: str
-) -> Purifier:
+def _purifier(found: Classifier, model: str, norm: str, device: str, **given: Any) -> Purifier:
     from sfumato.attacks.norms import check_norm
-    from sfumato.cli.purify import purifier_of
-    from sfumato.defences import check_compatible
+    from sfumato.defences import Purifier, check_compatible
     from sfumato.generator import Generator
 
     check_norm(norm, ("Linf", "L2", "L1"), "an attack on a purifier")
     generator = Generator.from_pretrained(model, device)
     check_compatible(found, generator)
-    return purifier_of(generator, sigma, steps)
+    return Purifier.of(generator, **given)
 
 
 def _lines(report: Mapping[str, Any], out: Path) -> list[str]:

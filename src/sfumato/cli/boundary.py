@@ -21,42 +21,29 @@ CANDIDATES = 96  # images, spread over all, among which the views find theirs
 def boundary(
     classifier: options.SomeClassifierArgument = None,
     data: options.SomeDataOption = None,
-    out: Annotated[Path, option("-o", "--out", metavar="FILE", help="Output figure: .png, .pdf or .svg.")] = Path(
-        "boundary.png"
-    ),
-    other: Annotated[
-        str | None,
-        option("--other", metavar="CLF", help="Second classifier on the same axes: hardened, say. Default: none."),
-    ] = None,
-    kind: Annotated[
-        str,
-        option(
-            "--kind",
-            help="Cut through input space: plane (of three images), adversarial (and random direction), church (adversarial "
-            "and orthogonal), gradient, all; or toy, which needs no CLF.",
-        ),
-    ] = "all",
-    norm: Annotated[str, option("--norm", help="Norm of the perturbation: Linf, L2 or L1.")] = "Linf",
-    eps: Annotated[
-        str | None,
-        option("--eps", help="Perturbation size (epsilon), of pixels in [0, 1]. Default: 8/255; L2 0.5, L1 12."),
-    ] = None,
-    index: Annotated[
-        tuple[int, int, int] | None,
-        option(
-            "--index",
-            metavar="I J K",
-            help="Test images by number; the first is in the middle. Default: one that is fooled, and others.",
-        ),
-    ] = None,
-    resolution: Annotated[
-        int | None, option("--resolution", help="Grid points along each side. Default: 101; large images 41.")
-    ] = None,
+    out: Annotated[Path, option("-o", "--out")] = Path("boundary.png"),
+    other: str | None = None,
+    kind: str = "all",
+    norm: str = "Linf",
+    eps: str | None = None,
+    index: tuple[int, int, int] | None = None,
+    resolution: int | None = None,
     *,
     fitting: options.Fitting,
     common: options.Common,
 ) -> None:
-    """Draw a classifier's decision boundary: along adversarial, random and gradient directions, and between images."""
+    """Draw a classifier's decision boundary: along adversarial, random and gradient directions, and between images.
+
+    Args:
+        out: FILE: Output figure: .png, .pdf or .svg.
+        other: CLF: Second classifier on the same axes: hardened, say. Default: none.
+        kind: Cut through input space: plane (of three images), adversarial (and random direction), church
+            (adversarial and orthogonal), gradient, all; or toy, which needs no CLF.
+        norm: Norm of the perturbation: Linf, L2 or L1.
+        eps: Perturbation size (epsilon), of pixels in [0, 1]. Default: 8/255; L2 0.5, L1 12.
+        index: I J K: Test images by number; the first is in the middle. Default: one that is fooled, and others.
+        resolution: Grid points along each side. Default: 101; large images 41.
+    """
     options.check_file(out, SUFFIXES)
     radius = None if eps is None else options.read_eps(eps)
     pixels = fitting.pixels
@@ -72,7 +59,7 @@ def boundary(
         else:
             found, second, images = _loaded(classifier, other, data, pixels, fitting.fit, common.device)
             x, y, ids = _chosen(found, images, index)
-            names = _name(classifier), _name(other or "")
+            names = options.name_of(classifier), options.name_of(other or "")
             which: dict[str, Any] = {"other": second, "index": index, "ids": ids, "names": names}
             views = boundaries.boundary(found, x, y, **which, progress=progress, **how)
     views.save(out)
@@ -105,8 +92,3 @@ def _chosen(classifier: Classifier, images: ImageSet, index: tuple[int, int, int
             )
     ids = sorted(spread | set(index or ()))
     return images.pixels(ids), match_labels(classifier, images)[ids], ids
-
-
-def _name(classifier: str) -> str:
-    """What it is called in the figure: the last part of a path."""
-    return classifier if ":" in classifier else Path(classifier).name or classifier

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Annotated, Any
 
 from sfumato.cli import options
-from sfumato.cli.console import Interrupted, counting, say, show
+from sfumato.cli.console import counting, resumable, say, show
 from sfumato.cli.options import option
 from sfumato.core.errors import InputError
 
@@ -16,38 +16,36 @@ if TYPE_CHECKING:
 def certify(
     classifier: options.ClassifierArgument,
     data: options.DataOption,
-    sigma: Annotated[
-        float, option("--sigma", help="Smoothing noise: standard deviation, of pixels in [0, 1]: 0.12 to 1.")
-    ],
+    sigma: float,
     out: options.RunFolder,
-    generator: Annotated[
-        str | None,
-        option(
-            "--generator",
-            metavar="MODEL",
-            help="Denoised smoothing: this diffusion model denoises in front of CLF. Default: CLF sees the noise.",
-        ),
-    ] = None,
-    count: Annotated[int, option("-n", "--count", help="Number of test images to certify.")] = 500,
-    radii: Annotated[
-        str | None,
-        option("--radii", help="L2 radii to decide about: 0.25,0.5. Default: sigma/2, sigma, 3/2 and 2 sigma."),
-    ] = None,
-    mode: Annotated[
-        str, option("--mode", help="sequential (test stops when all radii are decided) or cohen (all --samples).")
-    ] = "sequential",
-    alpha: Annotated[float, option("--alpha", help="Failure probability of an image's certificate, at most.")] = 0.001,
-    samples: Annotated[int, option("--samples", help="Noise samples (n) of an image, at most.")] = 100_000,
-    selection: Annotated[int, option("--n0", help="Noise samples (n0) that select the class to certify.")] = 100,
-    attacked: Annotated[int, option("--attacked", help="Number of the images to attack as well; 0 for none.")] = 50,
-    batch_size: Annotated[
-        int | None, option("--batch-size", help="Noise samples at once. Default: by the device.")
-    ] = None,
+    generator: str | None = None,
+    count: options.CountOption = 500,
+    radii: str | None = None,
+    mode: str = "sequential",
+    alpha: float = 0.001,
+    samples: int = 100_000,
+    selection: Annotated[int, option("--n0")] = 100,
+    attacked: int = 50,
+    batch_size: int | None = None,
     *,
     fitting: options.Fitting,
     common: options.Common,
 ) -> None:
-    """Randomized smoothing: certified accuracy at L2 radii, of the smoothed classifier."""
+    """Randomized smoothing: certified accuracy at L2 radii, of the smoothed classifier.
+
+    Args:
+        sigma: Smoothing noise: standard deviation, of pixels in [0, 1]: 0.12 to 1.
+        generator: MODEL: Denoised smoothing: this diffusion model denoises in front of CLF. Default: CLF sees the
+            noise.
+        count: Number of test images to certify.
+        radii: L2 radii to decide about: 0.25,0.5. Default: sigma/2, sigma, 3/2 and 2 sigma.
+        mode: sequential (test stops when all radii are decided) or cohen (all --samples).
+        alpha: Failure probability of an image's certificate, at most.
+        samples: Noise samples (n) of an image, at most.
+        selection: Noise samples (n0) that select the class to certify.
+        attacked: Number of the images to attack as well; 0 for none.
+        batch_size: Noise samples at once. Default: by the device.
+    """
     pixels = fitting.pixels
     options.check_folder(out)
     distances = options.read_radii(radii)
@@ -64,11 +62,8 @@ def certify(
     model = None if generator is None else Generator.from_pretrained(generator, common.device)
     wanted = pixels or found.size or (None if model is None else model.ladder.size)
     images = options.load_images(data, wanted, fitting.fit, "test")
-    try:
-        with counting(f"certifying {classifier}") as progress:
-            made = certify_data(found, images, request, generator=model, out=out, progress=progress, remark=say)
-    except KeyboardInterrupt:
-        raise Interrupted("stopped: re-run the command to resume") from None
+    with resumable(), counting(f"certifying {classifier}") as progress:
+        made = certify_data(found, images, request, generator=model, out=out, progress=progress, remark=say)
     made.save(out)
     show([*_lines(made.report), "", f"picture: {out / PICTURE}"], {**made.report, "out": str(out)}, common.json)
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import shlex
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -37,44 +37,27 @@ def train(
     out: options.RunFolder,
     minutes: MinutesOption = None,
     epochs: EpochsOption = None,
-    network: Annotated[
-        str | None,
-        option(
-            "--network", help="Architecture: convnet or resnet. Default: convnet for grey images, resnet for colour."
-        ),
-    ] = None,
+    network: str | None = None,
     *,
     fitting: options.Fitting,
-    shift: Annotated[
-        int | None, option("--shift", help="Augmentation: random shifts up to so many pixels. Default: by the size.")
-    ] = None,
-    flip: Annotated[
-        bool | None,
-        option(
-            "--flip/--no-flip",
-            help="Augmentation: random mirroring. Default: for cifar10, clothes and fashion-mnist only.",
-        ),
-    ] = None,
+    shift: int | None = None,
+    flip: Annotated[bool | None, option("--flip/--no-flip")] = None,
     common: options.Common,
 ) -> None:
-    """Train a classifier on labelled images. Re-run the command to resume."""
+    """Train a classifier on labelled images. Re-run the command to resume.
+
+    Args:
+        network: Architecture: convnet or resnet. Default: convnet for grey images, resnet for colour.
+        shift: Augmentation: random shifts up to so many pixels. Default: by the size.
+        flip: Augmentation: random mirroring. Default: for cifar10, clothes and fashion-mnist only.
+    """
     pixels, fit, seed, device = fitting.pixels, fitting.fit, common.seed, common.device
     options.check_folder(out)
     from sfumato.classifiers import ClassifierRequest, classifier_steps, read_description
 
-    request = ClassifierRequest(
-        data=data,
-        out=out,
-        minutes=minutes,
-        epochs=epochs,
-        network=network,
-        shift=shift,
-        flip=flip,
-        size=pixels,
-        fit=fit,
-        seed=seed,
-        device=device,
-    )
+    how: dict[str, Any] = {"size": pixels, "fit": fit, "shift": shift, "flip": flip}
+    how |= {"minutes": minutes, "epochs": epochs, "network": network, "seed": seed, "device": device}
+    request = ClassifierRequest(data=data, out=out, **how)
     budget = request.budget  # before the images are decoded: that may take its time
     options.load_images(data, pixels, fit)  # into the cache, with a bar
     last = follow_training(classifier_steps(request), f"training {out} for {budget}")

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 from sfumato.cli import options
 from sfumato.cli.console import counting, show
-from sfumato.cli.options import argument, option
+from sfumato.cli.options import argument
 from sfumato.cli.pictures import picture_files, read_picture
 from sfumato.core.errors import InputError
 
@@ -23,24 +23,22 @@ def classify(
     model: options.ModelArgument,
     paths: Annotated[list[Path] | None, argument("IMAGES", "Image files to classify, or folders of them.")] = None,
     data: options.SomeDataOption = None,
-    count: Annotated[int, option("-n", "--count", help="With --data: number of test images, drawn at random.")] = 100,
-    label: Annotated[
-        list[str] | None,
-        option(
-            "--label", help="Class to choose from, can be repeated; for a text model a prompt. Default: all classes."
-        ),
-    ] = None,
-    draws: Annotated[
-        int | None, option("--draws", help="Monte Carlo draws (noise levels) for each class. Default: 32.")
-    ] = None,
-    no_early_stop: Annotated[
-        bool, option("--no-early-stop", help="Evaluate all draws of all classes: slower, and rarely another answer.")
-    ] = False,
+    count: options.CountOption = 100,
+    label: list[str] | None = None,
+    draws: int | None = None,
+    no_early_stop: bool = False,
     fit: options.FitOption = "crop",
     *,
     common: options.Common,
 ) -> None:
-    """Diffusion classifier: the class under which the diffusion model denoises an image best."""
+    """Diffusion classifier: the class under which the diffusion model denoises an image best.
+
+    Args:
+        count: With --data: number of test images, drawn at random.
+        label: Class to choose from, can be repeated; for a text model a prompt. Default: all classes.
+        draws: Monte Carlo draws (noise levels) for each class. Default: 32.
+        no_early_stop: Evaluate all draws of all classes: slower, and rarely another answer.
+    """
     if bool(paths) == bool(data):
         raise InputError("give image files, or --data with labelled images: one of the two")
     options.check_count(count)

@@ -129,3 +129,12 @@ def counting(text: str) -> Iterator[Any]:
 
 class Interrupted(Exception):
     """Ctrl-C, with a sentence about what was kept."""
+
+
+@contextmanager
+def resumable() -> Iterator[None]:
+    """Ctrl-C loses nothing in here: the sentence says so."""
+    try:
+        yield
+    except KeyboardInterrupt:
+        raise Interrupted("stopped: re-run the command to resume") from None

@@ -29,14 +29,16 @@ def check(
             "metadata.csv or a .txt beside each image), an .npz file, or hf:owner/name.",
         ),
     ],
-    out: Annotated[
-        Path | None, option("-o", "--out", metavar="FILE", help="Output: a preview picture. Default: none.")
-    ] = None,
+    out: Annotated[Path | None, option("-o", "--out")] = None,
     *,
     fitting: Fitting,
     json: JsonOption = False,
 ) -> None:
-    """Check a data set: count images, sizes, classes and captions, and list what cannot be read and why."""
+    """Check a data set: count images, sizes, classes and captions, and list what cannot be read and why.
+
+    Args:
+        out: FILE: Output: a preview picture. Default: none.
+    """
     how: dict[str, Any] = {"size": fitting.pixels, "fit": fitting.fit}
     if out is not None:
         check_file(out, PICTURES)

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from sfumato.cli.console import Interrupted, say, show, waiting
+from sfumato.cli.console import resumable, say, show, waiting
 from sfumato.cli.options import DeviceOption, JsonOption, check_folder
 from sfumato.cli.training import clock, follow_training
 
@@ -38,11 +38,9 @@ def demo(
     began = time.perf_counter()
     root = context.find_root()
     verbs = frozenset(root.command.list_commands(root))  # type: ignore[attr-defined]
-    try:
+    with resumable():
         subject = _train(out, minutes, device, verbs)
         sections = _sections(subject)
-    except KeyboardInterrupt:
-        raise Interrupted("stopped: re-run the command to resume") from None
     from sfumato import lecture
 
     seconds = time.perf_counter() - began

@@ -5,31 +5,32 @@ from __future__ import annotations
 from typing import Annotated
 
 from sfumato.cli.console import counting, show
-from sfumato.cli.options import Common, Conditions, OutImages, Sampling, argument, option
+from sfumato.cli.options import Common, Conditions, CountOption, OutImages, Sampling, argument
 from sfumato.cli.request import check_images, images, request
 from sfumato.core.errors import InputError
 
 IMAGE = "Image to edit; before it a trained diffusion model. Default: the packaged one."
-STRENGTH = "SDEdit strength, 0 (the image itself) to 1 (pure noise). Default: 0.6; with a mask 1."
 
 
 def edit(
     paths: Annotated[list[str], argument("[MODEL] IMAGE", IMAGE)],
     out: OutImages = "edited.png",
-    count: Annotated[int, option("-n", "--count", help="Number of images.")] = 16,
-    strength: Annotated[float | None, option("--strength", help=STRENGTH)] = None,
-    mask: Annotated[
-        str | None, option("--mask", metavar="IMAGE", help="Inpainting mask: white is inpainted, black is kept.")
-    ] = None,
-    resample: Annotated[
-        int | None, option("--resample", help="Inpainting: RePaint's resampling, so many times. Default: 2.")
-    ] = None,
+    count: CountOption = 16,
+    strength: float | None = None,
+    mask: str | None = None,
+    resample: int | None = None,
     *,
     conditions: Conditions,
     sampling: Sampling,
     common: Common,
 ) -> None:
-    """Edit an image: image to image (SDEdit); inpainting, with --mask; super-resolution, of a small image as it is."""
+    """Edit an image: image to image (SDEdit); inpainting, with --mask; super-resolution, of a small image as it is.
+
+    Args:
+        strength: SDEdit strength, 0 (the image itself) to 1 (pure noise). Default: 0.6; with a mask 1.
+        mask: IMAGE: Inpainting mask: white is inpainted, black is kept.
+        resample: Inpainting: RePaint's resampling, so many times. Default: 2.
+    """
     if len(paths) > 2:
         raise InputError(f"{len(paths)} names were given: give IMAGE, or MODEL IMAGE")
     check_images(out)

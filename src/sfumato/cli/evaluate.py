@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 import json
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING
 
 from sfumato.cli import options
 from sfumato.cli.console import counting, show
-from sfumato.cli.options import option
 
 if TYPE_CHECKING:
     from sfumato.data import ImageSet
@@ -16,31 +15,24 @@ if TYPE_CHECKING:
 def evaluate(
     model: options.ModelArgument,
     data: options.DataOption,
-    count: Annotated[int, option("-n", "--count", help="Number of samples to draw and compare.")] = 2000,
-    features: Annotated[
-        list[str] | None,
-        option(
-            "--features",
-            help="Feature space of the distances, can be repeated: {features}. Default: classifier; without labels "
-            "effnet-lite0, or image-text where that is not installed.",
-        ),
-    ] = None,
-    judge: Annotated[
-        str | None,
-        option(
-            "--judge",
-            metavar="CLIP",
-            help="CLIP of transformers (folder or owner/name) that compares images with captions. Default: one trained "
-            "on the training images.",
-        ),
-    ] = None,
+    count: options.CountOption = 2000,
+    features: list[str] | None = None,
+    judge: str | None = None,
     out: options.SomeOutFolder = None,
     fit: options.FitOption = "crop",
     *,
     stepping: options.Stepping,
     common: options.Common,
 ) -> None:
-    """Evaluate a diffusion model: Frechet and kernel distances, precision, recall, coverage, labels or captions, memorisation."""
+    """Evaluate a diffusion model: Frechet and kernel distances, precision, recall, coverage, labels or captions, memorisation.
+
+    Args:
+        count: Number of samples to draw and compare.
+        features: Feature space of the distances, can be repeated: {features}. Default: classifier; without labels
+            effnet-lite0, or image-text where that is not installed.
+        judge: CLIP: CLIP of transformers (folder or owner/name) that compares images with captions. Default: one
+            trained on the training images.
+    """
     options.check_folder(out)
     from sfumato import metrics
     from sfumato.core import pictures

@@ -3,25 +3,28 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated
 
+from sfumato.cli import options
 from sfumato.cli.console import show, waiting
-from sfumato.cli.options import Common, Conditions, OutPicture, PackagedModelArgument, Sampling, check_file, option
 from sfumato.cli.pictures import PICTURES
 from sfumato.cli.request import request
 
 
 def film(
-    model: PackagedModelArgument = None,
-    out: OutPicture = Path("film.png"),
-    count: Annotated[int, option("-n", "--count", help="Number of images, two rows each.")] = 1,
+    model: options.PackagedModelArgument = None,
+    out: options.OutPicture = Path("film.png"),
+    count: options.CountOption = 1,
     *,
-    conditions: Conditions,
-    sampling: Sampling,
-    common: Common,
+    conditions: options.Conditions,
+    sampling: options.Sampling,
+    common: options.Common,
 ) -> None:
-    """Draw both directions of the diffusion chain: noise denoised into images, and these images noised down."""
-    check_file(out, PICTURES)
+    """Draw both directions of the diffusion chain: noise denoised into images, and these images noised down.
+
+    Args:
+        count: Number of images, two rows each.
+    """
+    options.check_file(out, PICTURES)
     asked = request(model, count, conditions, sampling, common)
     from sfumato.core import pictures
     from sfumato.film import film as draw

@@ -4,13 +4,11 @@ from __future__ import annotations
 
 import shlex
 from dataclasses import replace
-from pathlib import Path
-from typing import Annotated, Any
+from typing import Any
 
 from sfumato.cli import options
 from sfumato.cli.classifier import EpochsOption, MinutesOption
-from sfumato.cli.console import Interrupted, counting, say, show, waiting
-from sfumato.cli.options import option
+from sfumato.cli.console import counting, resumable, say, show, waiting
 from sfumato.cli.training import follow_training
 
 IMAGES = 500
@@ -20,36 +18,29 @@ def harden(
     classifier: options.ClassifierArgument,
     data: options.DataOption,
     out: options.RunFolder,
-    method: Annotated[
-        str,
-        option(
-            "--method",
-            help="Adversarial training: trades, pgd or fast (one step, with a guard); or for certify, with --eps its --sigma: "
-            "noise (augmentation) or denoised (by --generator).",
-        ),
-    ] = "trades",
-    norm: Annotated[str, option("--norm", help="Norm of the perturbation: Linf or L2.")] = "Linf",
+    method: str = "trades",
+    norm: str = "Linf",
     eps: options.EpsOption = "8/255",
-    generator: Annotated[
-        str | None,
-        option(
-            "--generator",
-            metavar="MODEL",
-            help="Diffusion model whose samples are mixed in, those that CLF takes for their label; with method denoised "
-            "its denoiser. Default: none.",
-        ),
-    ] = None,
-    share: Annotated[float, option("--share", help="Share of each batch that is generated.")] = 0.3,
+    generator: str | None = None,
+    share: float = 0.3,
     minutes: MinutesOption = None,
     epochs: EpochsOption = None,
     fit: options.FitOption = "crop",
-    count: Annotated[
-        int, option("-n", "--count", help="Number of test images to measure on, before and after.")
-    ] = IMAGES,
+    count: options.CountOption = IMAGES,
     *,
     common: options.Common,
 ) -> None:
-    """Adversarial training: train a classifier further, on adversarial examples of it. Re-run the command to resume."""
+    """Adversarial training: train a classifier further, on adversarial examples of it. Re-run the command to resume.
+
+    Args:
+        method: Adversarial training: trades, pgd or fast (one step, with a guard); or for certify, with --eps its
+            --sigma: noise (augmentation) or denoised (by --generator).
+        norm: Norm of the perturbation: Linf or L2.
+        generator: MODEL: Diffusion model whose samples are mixed in, those that CLF takes for their label; with
+            method denoised its denoiser. Default: none.
+        share: Share of each batch that is generated.
+        count: Number of test images to measure on, before and after.
+    """
     radius, seed, device = options.read_eps(eps), common.seed, common.device
     options.check_count(count)
     options.check_folder(out)
@@ -66,44 +57,29 @@ def harden(
         Budget(minutes, epochs=epochs)
     before = find_classifier(classifier, device)
     check_trainable(before)
-    request = HardeningRequest(
-        classifier=before,
-        data=data,
-        out=out,
-        minutes=minutes,
-        epochs=epochs,
-        method=method,
-        norm=norm,
-        eps=radius,
-        share=share,
-        fit=fit,
-        seed=seed,
-    )
+    asked: dict[str, Any] = {"norm": norm, "eps": radius, "seed": seed}
+    how = asked | {"minutes": minutes, "epochs": epochs, "method": method, "share": share, "fit": fit}
+    request = HardeningRequest(classifier=before, data=data, out=out, **how)
     budget = request.budget
     model = None if generator is None else Generator.from_pretrained(generator, device)
     options.load_images(data, before.size, fit)  # into the cache, with a bar
-    try:
-        with counting(f"sampling images for {out}") as sampling:
-            steps = hardening_steps(replace(request, generator=model, sampling=sampling))
-    except KeyboardInterrupt:
-        raise Interrupted("stopped: re-run the command to resume") from None
+    with resumable(), counting(f"sampling images for {out}") as sampling:
+        steps = hardening_steps(replace(request, generator=model, sampling=sampling))
     last = follow_training(steps, f"hardening {out} for {budget}")
     after = load_classifier(out, device)
     x, y = _tested(before, data, fit, count)
     with counting("measuring") as progress:
-        first = loss_landscape(before, x, y, norm=norm, eps=radius, seed=seed, progress=progress)
-        second = loss_landscape(after, x, y, norm=norm, eps=radius, seed=seed, progress=progress)
-    names = (_name(classifier), _name(str(out)))
+        first, second = (loss_landscape(one, x, y, **asked, progress=progress) for one in (before, after))
+    names = (options.name_of(classifier), options.name_of(str(out)))
     with waiting("drawing the boundaries"):
-        views = picture(before, after, x, y, norm=norm, eps=radius, names=names, seed=seed)
+        views = picture(before, after, x, y, names=names, **asked)
     described = read_description(out)
     own = ["--data", data, *(["--fit", fit] if fit != "crop" else [])]
     follow = _follow(classifier, str(out), own, ["--norm", norm, "--eps", eps], described["training"], generator)
-    found = report(
-        first, second, classifier=classifier, hardened=str(out), data=data, norm=norm, eps=radius, images=len(x), seed=seed,
-        training=described["training"], test=described["test"],
-        boundary=views if isinstance(views, str) else [f"{panel.title}: {panel.caption}" for panel in views.panels],
-    )  # fmt: skip
+    about = {"classifier": classifier, "hardened": str(out), "data": data, "norm": norm, "eps": radius}
+    about |= {"images": len(x), "seed": seed, "training": described["training"], "test": described["test"]}
+    about["boundary"] = views if isinstance(views, str) else [f"{each.title}: {each.caption}" for each in views.panels]
+    found = report(first, second, **about)
     save_report(out, found, views)
     lines = [_line(str(out), described["training"], last is None, str(budget)), *_mixed(described["training"]), ""]
     lines += table(first, second, norm, radius)
@@ -130,7 +106,7 @@ def _follow(
     classifier: str, out: str, data: list[str], threat: list[str], training: dict[str, Any], generator: str | None
 ) -> list[str]:
     """The commands that tell what hardening was worth: two audits, or two certifications of what was trained with noise."""
-    names = (_name(classifier), _name(str(out)))
+    names = (options.name_of(classifier), options.name_of(str(out)))
     if "noise" not in training:
         how = [*data, *threat]
         more: list[list[str]] = [[], ["--baseline", f"{names[0]}-report/report.json"]]
@@ -160,8 +136,3 @@ def _mixed(training: dict[str, Any]) -> list[str]:
         f"{mixed['share']:.0%} of each batch generated: {mixed['drawn']:,} images drawn in {mixed['seconds']:.0f} s, "
         f"{mixed['agreed']:,} taken for their label, {mixed['kept']:,} of these kept"
     ]
-
-
-def _name(path: str) -> str:
-    """What it is called in the figure: the last part of a path."""
-    return Path(path).name or path

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import sys
 import warnings
 from collections.abc import Sequence
@@ -9,30 +10,13 @@ from typing import Annotated, Any
 
 import typer
 
-from sfumato.cli import (
-    attack,
-    audit,
-    boundary,
-    certify,
-    classifier,
-    classify,
-    data,
-    demo,
-    edit,
-    evaluate,
-    export,
-    film,
-    harden,
-    purify,
-    sample,
-    score,
-    train,
-    vary,
-)
+from sfumato.cli import classifier, data, demo, train
 from sfumato.cli.console import Interrupted, TrainVerb, say
 from sfumato.cli.options import register
 from sfumato.core.errors import InputError
 
+# Each is the function of this name in the module of this name.
+VERBS = "sample film edit vary evaluate score classify export attack audit boundary certify purify harden"
 DONE, BAD_INPUT, INTERRUPTED = 0, 2, 130
 MOVED = {
     "--film": "'sfumato film MODEL'",
@@ -52,24 +36,8 @@ app = typer.Typer(
 )
 register(app, "demo", demo.demo)
 register(app, "train", train.train, TrainVerb)
-for module in (
-    sample,
-    film,
-    edit,
-    vary,
-    evaluate,
-    score,
-    classify,
-    export,
-    attack,
-    audit,
-    boundary,
-    certify,
-    purify,
-    harden,
-):
-    name = module.__name__.rpartition(".")[2]
-    register(app, name, getattr(module, name))
+for name in VERBS.split():
+    register(app, name, getattr(importlib.import_module(f"sfumato.cli.{name}"), name))
 app.add_typer(classifier.app, name="classifier")
 app.add_typer(data.app, name="data")
 

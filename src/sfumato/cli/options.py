@@ -1,22 +1,26 @@
 """What the verbs share: options, the records that group them, what is read from their texts, and checks before any work.
 
 A parameter of a verb that is annotated with a record (``Common``, ``Fitting``, ``Conditions``, ``Sampling``) stands for
-the options that are the record's fields: ``register`` spreads them out for the parser and gathers them again.
+the options that are the record's fields: ``register`` spreads them out for the parser and gathers them again. Help texts
+are what the docstring says of a name under ``Args:`` or ``Attributes:``; where they begin with a word in capitals and a
+colon, it is the name of the value. Without an annotation of its own an option has the parameter's name.
 """
 
 from __future__ import annotations
 
 import functools
 import inspect
-from collections.abc import Callable, Sequence
+import re
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import MISSING, Field, dataclass, fields, is_dataclass
 from fractions import Fraction
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, get_type_hints
+from typing import TYPE_CHECKING, Annotated, Any, get_args, get_origin, get_type_hints
 
 import typer
 
 from sfumato.cli.console import Verb, counting
+from sfumato.core.docstrings import described
 from sfumato.core.errors import InputError
 
 if TYPE_CHECKING:
@@ -26,7 +30,7 @@ if TYPE_CHECKING:
     from sfumato.ladder import Ladder
 
 
-def option(*names: str, help: str, metavar: str | None = None) -> Any:
+def option(*names: str, help: str = "", metavar: str | None = None) -> Any:
     """An option; its default is printed unless the help says what it is."""
     return typer.Option(*names, help=help, metavar=metavar, show_default="Default" not in help)
 
@@ -72,6 +76,7 @@ OutImages = Annotated[
         "-o", "--out", help="Output: a picture for a grid, a name that ends in / for single files, or an .npz file."
     ),
 ]
+CountOption = Annotated[int, option("-n", "--count", help="Number of images.")]
 NormOption = Annotated[str, option("--norm", help="Norm of the perturbation: Linf, L2, L1 or L0.")]
 EpsOption = Annotated[str, option("--eps", help="Perturbation size (epsilon), of pixels in [0, 1]: 8/255 or 0.5.")]
 
@@ -102,19 +107,15 @@ class Fitting:
 
 @dataclass(frozen=True)
 class Conditions:
-    """What the images are conditioned on."""
+    """What the images are conditioned on.
 
-    label: Annotated[
-        list[str] | None,
-        option("--label", help="Class label, by name or number; several take turns. Default: all; of edit none."),
-    ] = None
-    prompt: Annotated[
-        list[str] | None,
-        option(
-            "--prompt",
-            help="Text prompt; -n images of each of several. Default: none, unconditional.",
-        ),
-    ] = None
+    Attributes:
+        label: Class label, by name or number; several take turns. Default: all; of edit none.
+        prompt: Text prompt; -n images of each of several. Default: none, unconditional.
+    """
+
+    label: list[str] | None = None
+    prompt: list[str] | None = None
 
     def of(self, count: int) -> dict[str, Any]:
         """``n``, ``label`` and ``prompt`` as the library takes them."""
@@ -125,18 +126,17 @@ class Conditions:
 
 @dataclass(frozen=True)
 class Stepping:
-    """How a diffusion model is sampled."""
+    """How a diffusion model is sampled.
 
-    sampler: Annotated[
-        str | None, option("--sampler", help="Sampler (ODE or SDE solver): one of {samplers}. Default: dpmpp-2m.")
-    ] = None
-    steps: Annotated[
-        int | None, option("--steps", help="Sampling steps over all stages. Default: 10, or more with more stages.")
-    ] = None
-    guidance: Annotated[
-        float | None,
-        option("--guidance", help="Classifier-free guidance scale; 1 is off. Default: 1 for labels, 3 for prompts."),
-    ] = None
+    Attributes:
+        sampler: Sampler (ODE or SDE solver): one of {samplers}. Default: dpmpp-2m.
+        steps: Sampling steps over all stages. Default: 10, or more with more stages.
+        guidance: Classifier-free guidance scale; 1 is off. Default: 1 for labels, 3 for prompts.
+    """
+
+    sampler: str | None = None
+    steps: int | None = None
+    guidance: float | None = None
 
     def of(self) -> dict[str, Any]:
         """As the library takes them."""
@@ -145,18 +145,17 @@ class Stepping:
 
 @dataclass(frozen=True)
 class Guided(Stepping):
-    """The same, and all of guidance."""
+    """The same, and all of guidance.
 
-    interval: Annotated[
-        str | None,
-        option("--interval", metavar="LOW,HIGH", help="Guidance interval: noise levels within which it acts."),
-    ] = None
-    rescale: Annotated[
-        float, option("--rescale", help="Guidance rescale, 0 to 1: brings the standard deviation back.")
-    ] = 0.0
-    threshold: Annotated[
-        float, option("--threshold", help="Dynamic thresholding: a percentile such as 0.995; 0 is off.")
-    ] = 0.0
+    Attributes:
+        interval: LOW,HIGH: Guidance interval: noise levels within which it acts.
+        rescale: Guidance rescale, 0 to 1: brings the standard deviation back.
+        threshold: Dynamic thresholding: a percentile such as 0.995; 0 is off.
+    """
+
+    interval: str | None = None
+    rescale: float = 0.0
+    threshold: float = 0.0
 
     def guided(self, generator: Generator) -> Guidance:
         """What was asked for, over what suits the model."""
@@ -170,12 +169,13 @@ class Guided(Stepping):
 
 @dataclass(frozen=True)
 class Sampling(Guided):
-    """The same, and autoguidance."""
+    """The same, and autoguidance.
 
-    weak: Annotated[
-        str | None,
-        option("--weak", metavar="MODEL", help="Autoguidance: a weaker model, in the place of the unconditional one."),
-    ] = None
+    Attributes:
+        weak: MODEL: Autoguidance: a weaker model, in the place of the unconditional one.
+    """
+
+    weak: str | None = None
 
 
 def register(app: typer.Typer, name: str, verb: Callable[..., Any], kind: type[Verb] = Verb) -> None:
@@ -184,17 +184,18 @@ def register(app: typer.Typer, name: str, verb: Callable[..., Any], kind: type[V
 
 
 def _spread(verb: Callable[..., Any]) -> Callable[..., Any]:
-    hints = get_type_hints(verb, include_extras=True)
+    hints, texts = get_type_hints(verb, include_extras=True), described(verb)
     records = {name: kind for name, kind in hints.items() if isinstance(kind, type) and is_dataclass(kind)}
     parameters = []
     for parameter in inspect.signature(verb).parameters.values():
-        if parameter.name not in records:
-            parameters.append(parameter.replace(annotation=hints[parameter.name]))
+        name = parameter.name
+        if name not in records:
+            parameters.append(parameter.replace(annotation=_explained(name, hints[name], texts)))
             continue
-        own = get_type_hints(records[parameter.name], include_extras=True)
+        kinds, said = get_type_hints(records[name], include_extras=True), _described_fields(records[name])
         parameters += [
-            parameter.replace(name=field.name, default=_default(field), annotation=own[field.name])
-            for field in fields(records[parameter.name])
+            parameter.replace(name=each, default=_default(field), annotation=_explained(each, kinds[each], said))
+            for each, field in ((field.name, field) for field in fields(records[name]))
         ]
 
     @functools.wraps(verb)
@@ -208,7 +209,23 @@ def _spread(verb: Callable[..., Any]) -> Callable[..., Any]:
     keyword = [parameter.replace(kind=inspect.Parameter.KEYWORD_ONLY) for parameter in parameters]
     run.__signature__ = inspect.Signature(keyword)  # type: ignore[attr-defined]
     run.__annotations__ = {parameter.name: parameter.annotation for parameter in keyword}
+    run.__doc__ = (verb.__doc__ or "").partition("\n\n    Args:")[0]
     return run
+
+
+def _described_fields(record: type) -> dict[str, str]:
+    """What the docstrings of a record and of those that it extends say of the fields."""
+    return {name: text for kind in reversed(record.__mro__) for name, text in described(kind, "Attributes").items()}
+
+
+def _explained(name: str, hint: Any, texts: Mapping[str, str]) -> Any:
+    """The type of an option with its names and the help text that a docstring has for it."""
+    if name not in texts:
+        return hint
+    kind, given = get_args(hint) if get_origin(hint) is Annotated else (hint, option(f"--{name.replace('_', '-')}"))
+    metavar, text = re.fullmatch(r"(?:([A-Z][A-Z, =]*): )?(.*)", texts[name]).groups()  # type: ignore[union-attr]
+    info: Any = option(*(given.default, *given.param_decls), help=text, metavar=metavar)
+    return Annotated[kind, info]
 
 
 def _default(field: Field[Any]) -> Any:
@@ -309,6 +326,11 @@ def load_random(ladder: Ladder, source: str, fit: str, count: int, seed: int) ->
 
     images = load_images_of(ladder, source, fit)
     return subset(images, np.sort(np.random.default_rng(seed).permutation(len(images))[:count]))
+
+
+def name_of(path: str) -> str:
+    """What a classifier is called in figures and file names: the last part of a path."""
+    return path if ":" in path else Path(path).name or path
 
 
 # -- checks before any work -------------------------------------------------------------------------------------------

@@ -4,31 +4,31 @@ from __future__ import annotations
 
 import time
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import Annotated, Any
 
 from sfumato.cli.console import counting, show
-from sfumato.cli.options import Common, ModelArgument, OutFolder, argument, check_folder, option
+from sfumato.cli.options import Common, ModelArgument, OutFolder, argument, check_folder
 from sfumato.cli.pictures import picture_files, read_picture, save_array
 from sfumato.core.errors import InputError
-
-if TYPE_CHECKING:
-    from sfumato.defences import Purifier
-    from sfumato.generator import Generator
 
 
 def purify(
     model: ModelArgument,
     images: Annotated[list[Path], argument("IMAGES", "Image files to purify, or folders of them.")],
     out: OutFolder,
-    sigma: Annotated[
-        float | None, option("--sigma", help="Noise level: standard deviation, of pixels in [0, 1]. Default: 0.3.")
-    ] = None,
-    steps: Annotated[int | None, option("--steps", help="Denoising steps. Default: 2, or one a stage.")] = None,
-    sampler: Annotated[str, option("--sampler", help="Sampler: {samplers}; mean does not work.")] = "euler",
+    sigma: float | None = None,
+    steps: int | None = None,
+    sampler: str = "euler",
     *,
     common: Common,
 ) -> None:
-    """Diffusion purification: noise images and denoise them again. No guarantee: measure it with audit --purify."""
+    """Diffusion purification: noise images and denoise them again. No guarantee: measure it with audit --purify.
+
+    Args:
+        sigma: Noise level: standard deviation, of pixels in [0, 1]. Default: 0.3.
+        steps: Denoising steps. Default: 2, or one a stage.
+        sampler: Sampler: {samplers}; mean does not work.
+    """
     check_folder(out)
     images = picture_files(images)
     files = targets(images, out)
@@ -37,10 +37,11 @@ def purify(
     from sfumato.core.files import make_folder
     from sfumato.core.pictures import to_bytes
     from sfumato.defences import purify as run
+    from sfumato.defences.purification.purifier import SIGMA, Purifier
     from sfumato.generator import Generator
 
     generator = Generator.from_pretrained(model, common.device)
-    purifier = purifier_of(generator, sigma, steps, sampler)
+    purifier = Purifier.of(generator, sigma=SIGMA if sigma is None else sigma, steps=steps, sampler=sampler)
     x = torch.stack([read_picture(path, generator.ladder) for path in images])  # all, before anything is written
     began = time.perf_counter()
     with counting("purifying") as progress:
@@ -54,13 +55,6 @@ def purify(
     result = {"model": model, **how, "images": rows, "seconds_an_image": seconds, "out": str(out)}
     count = f"{len(rows)} image{'s' if len(rows) > 1 else ''}"
     show([f"{count} purified ({purifier}, {seconds:.2g} s an image): {out}"], result, common.json)
-
-
-def purifier_of(generator: Generator, sigma: float | None, steps: int | None, sampler: str = "euler") -> Purifier:
-    """The purifier that was asked for."""
-    from sfumato.defences.purification.purifier import SIGMA, Purifier
-
-    return Purifier.of(generator, sigma=SIGMA if sigma is None else sigma, steps=steps, sampler=sampler)
 
 
 def targets(images: list[Path], out: Path) -> list[Path]:

@@ -2,17 +2,15 @@
 
 from __future__ import annotations
 
-from typing import Annotated
-
 from sfumato.cli.console import counting, show
-from sfumato.cli.options import Common, Conditions, OutImages, PackagedModelArgument, Sampling, option
+from sfumato.cli.options import Common, Conditions, CountOption, OutImages, PackagedModelArgument, Sampling
 from sfumato.cli.request import check_images, images, request
 
 
 def sample(
     model: PackagedModelArgument = None,
     out: OutImages = "samples.png",
-    count: Annotated[int, option("-n", "--count", help="Number of images.")] = 16,
+    count: CountOption = 16,
     *,
     conditions: Conditions,
     sampling: Sampling,

@@ -4,11 +4,10 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Any
 
 from sfumato.cli import options
 from sfumato.cli.console import counting, show, waiting
-from sfumato.cli.options import option
 from sfumato.core.errors import InputError
 
 if TYPE_CHECKING:
@@ -24,36 +23,26 @@ PICTURE, FIGURE, NUMBERS, ARRAYS = "extremes.png", "integration.png", "scores.js
 def score(
     model: options.ModelArgument,
     data: options.DataOption,
-    count: Annotated[int, option("-n", "--count", help="Number of test images, drawn at random.")] = 500,
-    method: Annotated[
-        str,
-        option(
-            "--method",
-            help="Likelihood estimate: bound (the variational bound of the ladder), ode (probability flow, exact, slow), or "
-            "integral (plain Monte Carlo, hopeless).",
-        ),
-    ] = "bound",
-    draws: Annotated[
-        int | None,
-        option("--draws", help="Noise levels an image; of ode, steps; of integral, samples. Default: 32, 40, 1000."),
-    ] = None,
-    conditional: Annotated[
-        bool, option("--conditional", help="Conditional likelihood: given the label or caption of each image.")
-    ] = False,
-    against: Annotated[
-        str | None,
-        option(
-            "--against",
-            metavar="SRC",
-            help="Out-of-distribution images: how well the score detects them (AUROC). Default: none.",
-        ),
-    ] = None,
+    count: options.CountOption = 500,
+    method: str = "bound",
+    draws: int | None = None,
+    conditional: bool = False,
+    against: str | None = None,
     out: options.SomeOutFolder = None,
     fit: options.FitOption = "crop",
     *,
     common: options.Common,
 ) -> None:
-    """Likelihood of images under a diffusion model, in bits per dimension, and out-of-distribution detection by it."""
+    """Likelihood of images under a diffusion model, in bits per dimension, and out-of-distribution detection by it.
+
+    Args:
+        count: Number of test images, drawn at random.
+        method: Likelihood estimate: bound (the variational bound of the ladder), ode (probability flow, exact, slow),
+            or integral (plain Monte Carlo, hopeless).
+        draws: Noise levels an image; of ode, steps; of integral, samples. Default: 32, 40, 1000.
+        conditional: Conditional likelihood: given the label or caption of each image.
+        against: SRC: Out-of-distribution images: how well the score detects them (AUROC). Default: none.
+    """
     options.check_count(count)
     options.check_folder(out)
     from sfumato.core.files import make_folder

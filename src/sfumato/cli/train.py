@@ -22,23 +22,23 @@ def train(
     data: options.DataOption,
     out: options.RunFolder,
     minutes: MinutesOption = None,
-    images: Annotated[int | None, option("--images", help="Training budget in images. Default: --minutes.")] = None,
-    steps: Annotated[
-        int | None, option("--steps", help="Training budget in optimiser steps. Default: --minutes.")
-    ] = None,
-    preset: Annotated[
-        str | None, option("--preset", help="Network size: one of {presets}. Default: by the size of the images.")
-    ] = None,
-    recipe: Annotated[
-        str | None,
-        option("--recipe", help="A published system of several models: {recipes}. Default: one diffusion model."),
-    ] = None,
+    images: int | None = None,
+    steps: int | None = None,
+    preset: str | None = None,
+    recipe: str | None = None,
     *,
     fitting: options.Fitting,
     settings: options.SetOption = None,
     common: options.Common,
 ) -> None:
-    """Train a diffusion model on images, from scratch. Re-run the command to resume."""
+    """Train a diffusion model on images, from scratch. Re-run the command to resume.
+
+    Args:
+        images: Training budget in images. Default: --minutes.
+        steps: Training budget in optimiser steps. Default: --minutes.
+        preset: Network size: one of {presets}. Default: by the size of the images.
+        recipe: A published system of several models: {recipes}. Default: one diffusion model.
+    """
     chosen = options.read_settings(settings)
     pixels, fit, seed, device = fitting.pixels, fitting.fit, common.seed, common.device
     options.check_folder(out)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Annotated, Any
 
 from sfumato.cli.console import counting, show
-from sfumato.cli.options import Common, Conditions, Guided, ModelArgument, OutImages, argument, option
+from sfumato.cli.options import Common, Conditions, CountOption, Guided, ModelArgument, OutImages, argument
 from sfumato.cli.request import MOST_COLUMNS, Sampled, check_images, images, request
 from sfumato.core.errors import InputError
 
@@ -14,21 +14,21 @@ def vary(
     model: ModelArgument,
     paths: Annotated[list[str], argument("IMAGE", "Image to vary, or two to interpolate between.")],
     out: OutImages = "varied.png",
-    count: Annotated[int, option("-n", "--count", help="Number of images.")] = 16,
-    toward: Annotated[
-        str | None, option("--toward", metavar="TEXT", help="Text difference: what the image is to become.")
-    ] = None,
-    away: Annotated[
-        str | None, option("--away", metavar="TEXT", help="Text difference: what it shows now. Default: the mean text.")
-    ] = None,
-    strength: Annotated[
-        float | None, option("--strength", help="Text difference: how far to go, 0 to 1. Default: 0.4.")
-    ] = None,
+    count: CountOption = 16,
+    toward: str | None = None,
+    away: str | None = None,
+    strength: float | None = None,
     *,
     sampling: Guided,
     common: Common,
 ) -> None:
-    """Variations of an image, interpolations, text differences, by its embedding (DALL-E 2; train with --recipe dalle2)."""
+    """Variations of an image, interpolations, text differences, by its embedding (DALL-E 2; train with --recipe dalle2).
+
+    Args:
+        toward: TEXT: Text difference: what the image is to become.
+        away: TEXT: Text difference: what it shows now. Default: the mean text.
+        strength: Text difference: how far to go, 0 to 1. Default: 0.4.
+    """
     for name, value in (("--away", away), ("--strength", strength)):
         if value is not None and toward is None:
             raise InputError(f"{name} says how an image is to change: give --toward, too")
