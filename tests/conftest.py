@@ -60,6 +60,15 @@ def digits_run(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
+@pytest.fixture(scope="session")
+def bert(tmp_path_factory: pytest.TempPathFactory) -> str:
+    """The folder of a tiny language model. Not to be written to."""
+    pytest.importorskip("transformers", reason="texts need transformers")
+    from helpers.text_models import save_bert
+
+    return str(save_bert(tmp_path_factory.mktemp("bert")))
+
+
 @pytest.fixture
 def small_fashion(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch) -> Path:
     """``fashion-mnist`` is the small stand-in, so that the tests are quick, and the same on every machine."""

@@ -68,9 +68,8 @@ def test_help_lists_the_registries(sfumato: Command, monkeypatch: pytest.MonkeyP
 
     explained = described_settings()
     settings = {f.name for f in fields(Config)} - {"options"}
-    assert settings == set(next(iter(explained.values()))) and {"channels", "blocks"} < set(
-        explained["Settings with network=unet"]
-    )
+    assert settings == set(next(iter(explained.values())))
+    assert {"channels", "blocks"} < set(explained["Settings with network=unet"])
     assert all(text for keys in explained.values() for text in keys.values())
     monkeypatch.setenv("COLUMNS", "400")  # no name is broken over two lines
     for verb, names in {
@@ -152,11 +151,9 @@ def test_an_interrupted_training_goes_on(sfumato: Command, inside: Path) -> None
 def progress(**changes: Any) -> Any:
     from sfumato.engine import Progress
 
-    values = {
-        "step": 120, "images": 7_000, "epoch": 0.0, "seconds": 30.0, "loss": 0.6, "losses": (0.1, 0.2, 0.3),
-        "images_per_second": 4321.4, "fraction": 0.25, "skipped": 0, "learning_rate": 1e-3,
-    }  # fmt: skip
-    return Progress(**(values | changes))
+    values = {"step": 120, "images": 7_000, "epoch": 0.0, "seconds": 30.0, "loss": 0.6, "losses": (0.1, 0.2, 0.3)}
+    values |= {"images_per_second": 4321.4, "fraction": 0.25, "skipped": 0, "learning_rate": 1e-3}
+    return Progress(**(values | changes))  # type: ignore[arg-type]
 
 
 def test_time_left_counts_this_session_only() -> None:
@@ -204,13 +201,11 @@ def test_a_bar_on_a_terminal(monkeypatch: pytest.MonkeyPatch) -> None:
 # -- sample ----------------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize(
-    ("count", "turns", "columns"), [(40, 10, 10), (8, 2, 2), (100, 2, 10), (9, 1, None), (5, 10, None), (99, 40, None)]
-)
-def test_a_column_of_a_grid_holds_one_label(count: int, turns: int, columns: int | None) -> None:
+def test_a_column_of_a_grid_holds_one_label() -> None:
     from sfumato.cli.request import columns_of
 
-    assert columns_of(count, turns) == columns
+    for count, turns, columns in ((40, 10, 10), (8, 2, 2), (100, 2, 10), (9, 1, None), (5, 10, None), (99, 40, None)):
+        assert columns_of(count, turns) == columns
 
 
 def test_sample_writes_a_grid(sfumato: Command, inside: Path, digits_run: Path) -> None:

@@ -68,11 +68,8 @@ def test_what_is_masked_is_not_heard(denoiser: Denoiser):
     assert c.tokens is not None and c.mask is not None
     loud = torch.where(c.mask[:, :, None], c.tokens, 100.0)
     torch.testing.assert_close(answers(denoiser, replace(c, tokens=loud)), answers(denoiser, c))
-    longer = replace(
-        c,
-        tokens=torch.cat([c.tokens, 9 * torch.ones(3, 5, WIDTH)], 1),
-        mask=torch.cat([c.mask, torch.zeros(3, 5) > 0], 1),
-    )
+    tokens, mask = torch.cat([c.tokens, 9 * torch.ones(3, 5, WIDTH)], 1), torch.cat([c.mask, torch.zeros(3, 5) > 0], 1)
+    longer = replace(c, tokens=tokens, mask=mask)
     torch.testing.assert_close(answers(denoiser, longer), answers(denoiser, c), atol=1e-5, rtol=1e-4)
 
 

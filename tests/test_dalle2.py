@@ -21,7 +21,7 @@ from torch import Tensor
 from helpers.commands import Command
 from helpers.folders import COLOURS
 from helpers.oracles import TINY
-from helpers.text_models import save_bert, save_clip_pair
+from helpers.text_models import save_clip_pair
 from sfumato import recipes
 from sfumato.conditions import Kinds
 from sfumato.conditions.image import TransformersClip
@@ -153,11 +153,6 @@ def test_the_decoder_is_told_embeddings_with_a_little_noise():
 # -- the whole ---------------------------------------------------------------------------------------------------------
 
 
-@pytest.fixture(scope="module")
-def bert(tmp_path_factory: pytest.TempPathFactory) -> str:
-    return str(save_bert(tmp_path_factory.mktemp("bert")))
-
-
 def squares(count: int = 12, side: int = SIDE, seed: int = 0) -> ImageSet:
     noise = np.random.default_rng(seed).integers(-10, 11, (count, side, side, 3))
     names = list(COLOURS)
@@ -244,12 +239,8 @@ def test_editing_goes_through_the_decoder(model: DallE2):
 
 def test_going_on_gives_the_same_weights(bert: str, tmp_path: Path):
     list(start(tmp_path / "whole", bert, steps=20))  # 2, 3 and 15 for the parts
-    for stop in (
-        1,
-        1,
-        2,
-        5,
-    ):  # each goes on from the one before: in the embedding, at its end, in the prior, in the decoder
+    # Each goes on from the one before: in the embedding, at its end, in the prior, in the decoder.
+    for stop in (1, 1, 2, 5):
         with closing(start(tmp_path / "run", bert, steps=20)) as steps:
             for _ in range(stop):
                 next(steps)
@@ -343,6 +334,11 @@ def test_damaged_folders(tmp_path: Path, config: str, sentence: str):
 # -- the command line --------------------------------------------------------------------------------------------------
 
 
+def drawn(name: str) -> Tensor:
+    """(N, 3, H, W)."""
+    return torch.from_numpy(np.load(name)["images"]).permute(0, 3, 1, 2) / 255
+
+
 def test_commands(sfumato: Command, inside: Path, trained: tuple[Path, list[Any]], digits_run: Path):
     run = trained[0]
     Image.new("RGB", (16, 16), COLOURS["red"]).save("red.png")
@@ -350,15 +346,13 @@ def test_commands(sfumato: Command, inside: Path, trained: tuple[Path, list[Any]
     assert sfumato("sample", run, "--prompt", "a red square", "-n", 2, "-o", "a.png").status == 0
     result = sfumato("vary", run, "red.png", "-n", 3, "-o", "v.npz")
     assert result.status == 0 and "3 variations: v.npz" in result.out, result
-    assert colours(torch.from_numpy(np.load("v.npz")["images"]).permute(0, 3, 1, 2) / 255) == ["red"] * 3
+    assert colours(drawn("v.npz")) == ["red"] * 3
     result = sfumato("vary", run, "red.png", "blue.png", "-n", 3, "-o", "i.npz")
     assert result.status == 0 and "3 images from one to the other: i.npz" in result.out, result
-    drawn = torch.from_numpy(np.load("i.npz")["images"]).permute(0, 3, 1, 2) / 255
-    assert colours(drawn[[0, 2]]) == ["red", "blue"]
+    assert colours(drawn("i.npz")[[0, 2]]) == ["red", "blue"]
     words = ("--toward", "a blue square", "--away", "a red square", "--strength", 0.9)
     assert sfumato("vary", run, "red.png", *words, "-n", 3, "-o", "t.npz").status == 0
-    drawn = torch.from_numpy(np.load("t.npz")["images"]).permute(0, 3, 1, 2) / 255
-    assert colours(drawn[[0, 2]]) == ["red", "blue"]
+    assert colours(drawn("t.npz")[[0, 2]]) == ["red", "blue"]
 
     for arguments, sentence in (
         (("vary", digits_run, "red.png"), "--recipe dalle2"),
@@ -388,6 +382,5 @@ def test_training_by_command(sfumato: Command, inside: Path, bert: str, monkeypa
     result = sfumato(*command)
     assert result.status == 0 and "trained run: decoder: " in result.out and "--prompt" in result.out, result
     assert sfumato("evaluate", "run", "--data", "captioned", "-n", 10, "--features", "image-text").status == 0
-    assert (
-        "did you mean 'dalle2'" in sfumato("train", "--data", "captioned", "--recipe", "dalle", "--out", "r").sentence
-    )
+    wrong = sfumato("train", "--data", "captioned", "--recipe", "dalle", "--out", "r")
+    assert "did you mean 'dalle2'" in wrong.sentence

@@ -97,9 +97,8 @@ def test_images_of_the_data_stay_so(sampler: str, steps: int, tolerance: float, 
     images = exact(ladder, 3)
     matrix, shift, covariance = image_map(sampler, images, strength, steps)
     np.testing.assert_allclose(matrix @ images.mean + shift, images.mean, atol=tolerance)
-    np.testing.assert_allclose(
-        matrix @ images.covariance @ matrix.T + covariance, images.covariance, atol=2 * tolerance
-    )
+    found = matrix @ images.covariance @ matrix.T + covariance
+    np.testing.assert_allclose(found, images.covariance, atol=2 * tolerance)
 
 
 def test_strength_runs_from_the_image_to_the_foot_without_a_leap():
@@ -118,9 +117,8 @@ def test_levels_from_the_middle_of_a_stage():
     whole = THREE.levels([4, 4, 6])
     for stage, count in enumerate((4, 4, 6)):
         for i, sigma in enumerate(whole[stage][:-1]):
-            np.testing.assert_allclose(
-                levels_from(THREE, (4, 4, 6), editing.Level(stage, sigma)), whole[stage][i:], atol=1e-12
-            )
+            left = levels_from(THREE, (4, 4, 6), editing.Level(stage, sigma))
+            np.testing.assert_allclose(left, whole[stage][i:], atol=1e-12)
         between = 0.5 * (whole[stage][1] + whole[stage][2])
         left = levels_from(THREE, (4, 4, 6), editing.Level(stage, between))
         assert left[0] == between and left[-1] == whole[stage][-1] and len(left) == count

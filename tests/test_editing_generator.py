@@ -130,9 +130,8 @@ def test_a_model_of_texts_and_one_without_anything(picture: Tensor):
     parts = edit(texts, picture, 3, condition=told, strength=0.5, batch_size=2, **HOW)
     torch.testing.assert_close(whole, parts, atol=1e-4, rtol=0)
     assert not torch.allclose(whole, edit(texts, picture, 3, strength=0.5, **HOW), atol=1e-3)
-    assert torch.equal(
-        edit(texts, picture, 3, condition=told, strength=1, **HOW), texts.sample(3, condition=told, **HOW)
-    )
+    full = edit(texts, picture, 3, condition=told, strength=1, **HOW)
+    assert torch.equal(full, texts.sample(3, condition=told, **HOW))
 
 
 def test_a_network_for_each_rung_begins_at_one(picture: Tensor, mask: Tensor):
@@ -251,10 +250,6 @@ def test_impossible_edits(generator: Generator, picture: Tensor, how: dict[str, 
 
 def test_a_sampler_that_does_not_climb_is_refused(generator: Generator, picture: Tensor):
     """One that pays no heed to where it should begin would draw something else than was asked for."""
-    how: dict[str, Any] = {
-        **HOW,
-        "sampler": "mean",
-        "through": lambda mean: edited(mean, plan(generator.ladder, picture)),
-    }
+    planned = plan(generator.ladder, picture)
     with pytest.raises(InputError, match="cannot begin at an image"):
-        generator.sample(1, **how)
+        generator.sample(1, sampler="mean", through=lambda mean: edited(mean, planned), **HOW)

@@ -45,16 +45,11 @@ def test_same_seed_same_picture_whatever_the_batch(generator: Generator, sampler
     assert not torch.allclose(whole[0], whole[3], atol=1e-3)  # the same label, another stream
 
 
-def test_first_picks_up_in_the_middle(generator: Generator):
-    whole = generator.sample(6, "shirt", steps=4)
-    rest = list(generator.trace(2, "shirt", steps=4, first=4))[-1].x_hat
-    torch.testing.assert_close(to_pixels(rest), whole[4:], atol=1e-4, rtol=0)
-
-
-def test_first_picks_up_the_labels_too(generator: Generator):
+@pytest.mark.parametrize("label", ["shirt", None])
+def test_first_picks_up_in_the_middle(generator: Generator, label: str | None):
     """Without a label the classes come in turn, by the number of the image."""
-    whole = generator.sample(6, steps=4)
-    rest = list(generator.trace(2, steps=4, first=4))[-1].x_hat
+    whole = generator.sample(6, label, steps=4)
+    rest = list(generator.trace(2, label, steps=4, first=4))[-1].x_hat
     torch.testing.assert_close(to_pixels(rest), whole[4:], atol=1e-4, rtol=0)
 
 
@@ -144,11 +139,8 @@ def test_trace_climbs_stage_by_stage(generator: Generator):
     for stage in (0, 1):
         sigmas = [rung.sigma for rung in rungs if rung.stage == stage]
         assert sigmas == sorted(sigmas, reverse=True) and len(set(sigmas)) == len(sigmas)
-        assert all(
-            rung.z.shape == (2, *generator.ladder.shape(stage)) == rung.x_hat.shape
-            for rung in rungs
-            if rung.stage == stage
-        )
+        shape = (2, *generator.ladder.shape(stage))
+        assert all(rung.z.shape == shape == rung.x_hat.shape for rung in rungs if rung.stage == stage)
     assert rungs[0].sigma == generator.ladder.jumps[0] and rungs[-1].sigma == 0
     torch.testing.assert_close(to_pixels(rungs[-1].x_hat), generator.sample(2, "shirt", steps=(2, 3), seed=1))
 
@@ -176,25 +168,21 @@ def test_guidance_1_is_off(generator: Generator):
 
 def test_guidance_0_is_the_unconditional_model(generator: Generator):
     """u + 0 (c - u): the label must not matter."""
-    torch.testing.assert_close(
-        generator.sample(2, "shirt", steps=4, guidance=0.0), generator.sample(2, "sandal", steps=4, guidance=0.0)
-    )
+    shirts, sandals = (generator.sample(2, name, steps=4, guidance=0.0) for name in ("shirt", "sandal"))
+    torch.testing.assert_close(shirts, sandals)
 
 
 def test_autoguidance_by_a_weaker_model(generator: Generator):
     weak = random_generator(seed=9)
     how: dict[str, Any] = {"steps": 4, "sampler": "euler"}
+    plain = generator.sample(2, **how)
     same = generator.sample(2, **how, guidance=3.0, weak=generator)  # c + 2 (c - c)
-    torch.testing.assert_close(same, generator.sample(2, **how), atol=1e-4, rtol=0)
-    assert not torch.allclose(
-        generator.sample(2, **how, guidance=3.0, weak=weak), generator.sample(2, **how), atol=1e-3
-    )
-    torch.testing.assert_close(
-        generator.sample(2, **how, guidance=0.0, weak=weak), weak.sample(2, **how), atol=1e-4, rtol=0
-    )
-    assert random_generator(classes=()).sample(
-        2, steps=4, guidance=2.0, weak=random_generator(seed=9, classes=())
-    ).shape == (2, 1, 8, 8)
+    torch.testing.assert_close(same, plain, atol=1e-4, rtol=0)
+    assert not torch.allclose(generator.sample(2, **how, guidance=3.0, weak=weak), plain, atol=1e-3)
+    alone = generator.sample(2, **how, guidance=0.0, weak=weak)
+    torch.testing.assert_close(alone, weak.sample(2, **how), atol=1e-4, rtol=0)
+    one, two = (random_generator(seed=seed, classes=()) for seed in (0, 9))
+    assert one.sample(2, steps=4, guidance=2.0, weak=two).shape == (2, 1, 8, 8)
     for other in (random_generator(classes=("a", "b", "c")), random_generator(size=(16, 16))):
         with pytest.raises(InputError, match="the weak model must have the same"):
             generator.sample(2, guidance=2.0, weak=other)
@@ -210,52 +198,40 @@ def test_denoise_works_in_pixels(generator: Generator):
     together = generator.denoise(clean, each, ["shirt", "sandal", 1])
     alone = [generator.denoise(clean[i : i + 1], float(each[i]), label) for i, label in enumerate((2, 0, 1))]
     torch.testing.assert_close(together, torch.cat(alone), atol=1e-5, rtol=1e-4)
-    dropped = generator.denoiser(
-        2 * clean - 1, 2 * each, 1, Condition(torch.full((3,), 3)), torch.ones(3)
-    )  # plain states: r = 1
+    nothing, r = Condition(torch.full((3,), 3)), torch.ones(3)  # plain states: r = 1
+    dropped = generator.denoiser(2 * clean - 1, 2 * each, 1, nothing, r)
     torch.testing.assert_close(generator.denoise(clean, each), (dropped.detach() + 1) / 2, atol=1e-6, rtol=1e-5)
 
 
 def test_denoise_of_an_untrained_model_is_the_linear_denoiser():
     config = Config(stages=1).with_settings({**TINY})
-    untrained = Generator(
-        config.denoiser(config.ladder((8, 8), 1), Kinds(), smooth_rms=(0.5,), sharp_rms=(0.0,)), (), config
-    )
+    denoiser = config.denoiser(config.ladder((8, 8), 1), Kinds(), smooth_rms=(0.5,), sharp_rms=(0.0,))
+    untrained = Generator(denoiser, (), config)
     x = torch.rand(2, 1, 8, 8)
     sigma = 0.3  # 0.6 in [-1, 1] space, where the data's root mean square is 0.5
     expected = ((2 * x - 1) * 0.5**2 / (0.5**2 + 0.6**2) + 1) / 2
     torch.testing.assert_close(untrained.denoise(x, sigma), expected)
 
 
-@pytest.mark.parametrize(
-    ("shape", "sigma", "words"),
-    [
-        ((2, 3, 8, 8), 0.1, "do not fit this model"),
-        ((2, 1, 16, 16), 0.1, "do not fit this model"),
-        ((2, 1, 8, 8), 0.0, "sigma"),
-        ((2, 1, 8, 8), -1.0, "sigma"),
-        ((2, 1, 8, 8), float("nan"), "sigma"),
-        ((2, 1, 8, 8), float("inf"), "sigma"),
-        ((2, 1, 8, 8), torch.tensor([0.1, 0.2, 0.3]), "sigma"),
-    ],
-)
-def test_impossible_denoising(generator: Generator, shape: tuple[int, ...], sigma: Any, words: str):
-    with pytest.raises(InputError, match=words):
-        generator.denoise(torch.zeros(shape), sigma)
+@pytest.mark.parametrize("shape", [(2, 3, 8, 8), (2, 1, 16, 16)])
+def test_impossible_images(generator: Generator, shape: tuple[int, ...]):
+    with pytest.raises(InputError, match="do not fit this model"):
+        generator.denoise(torch.zeros(shape), 0.1)
+
+
+@pytest.mark.parametrize("sigma", [0.0, -1.0, float("nan"), float("inf"), torch.tensor([0.1, 0.2, 0.3])])
+def test_impossible_noise(generator: Generator, sigma: Any):
+    with pytest.raises(InputError, match="sigma"):
+        generator.denoise(torch.zeros(2, 1, 8, 8), sigma)
 
 
 # -- files ----------------------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize(
-    "settings",
-    [
-        {},
-        {"sharing": "stage"},
-        {"sharing": "rung", "rungs": "2,2", "target": "z_next"},
-        {"plain": "1,0.5", "jumps": "30,2"},
-    ],
-)
+RUNGS = {"sharing": "rung", "rungs": "2,2", "target": "z_next"}
+
+
+@pytest.mark.parametrize("settings", [{}, {"sharing": "stage"}, RUNGS, {"plain": "1,0.5", "jumps": "30,2"}])
 def test_saved_and_loaded_it_draws_the_same(tmp_path: Path, settings: dict[str, Any]):
     one = random_generator(**settings)
     one.save(tmp_path / "model")

@@ -11,7 +11,7 @@ import pytest
 import torch
 from scipy.integrate import quad_vec, solve_ivp
 
-from helpers.oracles import GaussianImages, UnitNoise, affine, coarse_matrix, inside, pool_matrix
+from helpers.oracles import GaussianImages, UnitNoise, affine, coarse_matrix, inside, pool_matrix, some_rungs
 from sfumato.core.errors import InputError
 from sfumato.ladder import WEIGHTS, Ladder, Level, coarse, pool, repeat
 
@@ -45,14 +45,6 @@ def kernel(ladder: Ladder, here: Level, there: Level, monkeypatch: pytest.Monkey
         units = torch.eye(height * width, dtype=torch.float64).view(-1, 1, height, width)
         matrix = ladder.down(units, here, there).flatten(1).numpy().T
     return matrix, covariance
-
-
-def some_rungs(ladder: Ladder) -> list[Level]:
-    """Levels all the way down a ladder, clean image first; both sides of every boundary among them."""
-    rungs = []
-    for stage in reversed(range(ladder.stages)):
-        rungs += [Level(stage, inside(ladder, stage, share)) for share in (0.0, 0.03, 0.4, 0.7, 1.0)]
-    return rungs
 
 
 # -- pooling ------------------------------------------------------------------------------------------------------------
@@ -190,10 +182,8 @@ def test_jump_in_samples_has_the_marginal_of_the_next_stage():
 @SHAPES
 def test_coarsest_and_jump_noise_have_as_many_numbers_as_the_image(ladder: Ladder):
     images = GaussianImages.make(ladder)
-    ranks = [math.prod(images.size(0))] + [
-        np.linalg.matrix_rank(images.projections(k)[1]) for k in range(1, ladder.stages)
-    ]
-    assert sum(ranks) == math.prod(ladder.size)
+    ranks = [np.linalg.matrix_rank(images.projections(k)[1]) for k in range(1, ladder.stages)]
+    assert math.prod(images.size(0)) + sum(ranks) == math.prod(ladder.size)
 
 
 @SHAPES
@@ -204,9 +194,8 @@ def test_slope_is_the_derivative_of_the_marginal_path(ladder: Ladder):
         noise = torch.randn(2, *ladder.shape(stage), generator=generator, dtype=torch.float64)
         for share in (0.11, 0.5, 0.93):
             sigma = inside(ladder, stage, share)
-            path = [
-                ladder.marginal(x, stage, torch.tensor(sigma + h, dtype=torch.float64), noise) for h in (-1e-4, 0, 1e-4)
-            ]
+            levels = torch.tensor([sigma - 1e-4, sigma, sigma + 1e-4], dtype=torch.float64)
+            path = [ladder.marginal(x, stage, level, noise) for level in levels]
             slope = ladder.slope(path[1], ladder.shrink(x, stage), stage, sigma)
             torch.testing.assert_close(slope, (path[2] - path[0]) / 2e-4, rtol=1e-4, atol=1e-4)
 
@@ -250,9 +239,8 @@ def test_posterior_is_bayes_rule(ladder: Ladder, monkeypatch: pytest.MonkeyPatch
             matrix, noise = kernel(ladder, Level(stage, low), Level(stage, high), monkeypatch)
             covariance = np.linalg.inv(np.eye(len(x)) / low**2 + matrix.T @ np.linalg.solve(noise, matrix))
             mean = covariance @ (images.blend(stage, low) @ x / low**2 + matrix.T @ np.linalg.solve(noise, z))
-            ours, std_p, std_q = ladder.posterior(
-                as_images(z, images, stage), as_images(x, images, stage), stage, high, low
-            )
+            given = as_images(z, images, stage), as_images(x, images, stage)
+            ours, std_p, std_q = ladder.posterior(*given, stage, high, low)
             np.testing.assert_allclose(ours.flatten().numpy(), mean, rtol=1e-5, atol=1e-5)
             np.testing.assert_allclose(std_p**2 * smooth + std_q**2 * sharp, covariance, rtol=1e-5, atol=1e-6)
 
@@ -314,9 +302,8 @@ def test_velocity_weight_is_the_squared_error_of_the_velocity(ladder: Ladder):
 
 def test_elbo_weights_are_the_likelihood_in_flow_time():
     sigma = torch.tensor([0.6, 0.8, 0.95], dtype=torch.float64)
-    for ours, bound in zip(
-        PLAIN_ABOVE.weights("elbo", 2, sigma), PLAIN_ABOVE.likelihood_weights(2, sigma), strict=True
-    ):
+    weights = PLAIN_ABOVE.weights("elbo", 2, sigma), PLAIN_ABOVE.likelihood_weights(2, sigma)
+    for ours, bound in zip(*weights, strict=True):
         torch.testing.assert_close(ours, bound * (1 + sigma) ** 2)
 
 

@@ -8,20 +8,12 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from helpers.oracles import inside
+from helpers.oracles import inside, some_rungs
 from sfumato.core.errors import InputError
 from sfumato.ladder import Ladder, Level, flow_time, from_flow_time, pool
 
 PLAIN_IS_END = Ladder((4, 8), 1, 3)
 PLAIN_ABOVE = Ladder((4, 8), 1, 3, plain=(2.0, 2.0, 0.6))
-
-
-def some_rungs(ladder: Ladder) -> list[Level]:
-    """Levels all the way down a ladder, clean image first; both sides of every boundary among them."""
-    rungs = []
-    for stage in reversed(range(ladder.stages)):
-        rungs += [Level(stage, inside(ladder, stage, share)) for share in (0.0, 0.03, 0.4, 0.7, 1.0)]
-    return rungs
 
 
 @pytest.mark.parametrize("stages", [1, 2, 3, 4, 5])
@@ -97,11 +89,8 @@ def test_any_ladder_walks_down_and_up(ladder: Ladder, data: st.DataObject):
 def test_down_never_reduces_noise(ladder: Ladder, data: st.DataObject):
     """From the clean image of zeros the state is noise alone, and as strong as the level says."""
     rung = data.draw(st.sampled_from(some_rungs(ladder)))
-    x = torch.zeros(
-        max(4000 // ladder.size[0] // ladder.size[1], 2) * 4 ** (ladder.stages - rung.stage),
-        ladder.channels,
-        *ladder.size,
-    )
+    count = max(4000 // ladder.size[0] // ladder.size[1], 2) * 4 ** (ladder.stages - rung.stage)
+    x = torch.zeros(count, ladder.channels, *ladder.size)
     z = ladder.down(x, Level(ladder.stages - 1, 0.0), rung, torch.Generator().manual_seed(0))
     assert float(z.square().mean().sqrt()) == pytest.approx(rung.sigma, rel=0.08, abs=1e-6)
 

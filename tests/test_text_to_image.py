@@ -19,11 +19,6 @@ from sfumato.guidance import Guidance
 from sfumato.training import TrainingRequest, train, training_steps
 
 
-@pytest.fixture(scope="module")
-def language_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return save_bert(tmp_path_factory.mktemp("bert"))
-
-
 def squares(count: int = 24) -> ImageSet:
     """Plain 8x8 squares, whose caption names the colour."""
     names = list(COLOURS)
@@ -32,15 +27,15 @@ def squares(count: int = 24) -> ImageSet:
     return ImageSet(images, None, (), "squares", "train", captions)
 
 
-def settings(language_model: Path, **changes: str) -> dict[str, str]:
-    return {**TINY, "text": str(language_model), "batch": "8", **changes}
+def settings(text: str | Path, **changes: str) -> dict[str, str]:
+    return {**TINY, "text": str(text), "batch": "8", **changes}
 
 
 @pytest.fixture(scope="module")
-def run(language_model: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+def run(bert: str, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A short training on coloured squares. Not to be written to."""
     folder = tmp_path_factory.mktemp("squares") / "run"
-    train(squares(), folder, steps=150, settings=settings(language_model))
+    train(squares(), folder, steps=150, settings=settings(bert))
     return folder
 
 
@@ -89,8 +84,8 @@ def test_the_saved_model_needs_nothing_else(run: Path, tmp_path: Path):
 # -- stopping and going on ---------------------------------------------------------------------------------------------
 
 
-def test_a_stopped_run_goes_on_to_the_same_weights(language_model: Path, tmp_path: Path):
-    chosen = settings(language_model)
+def test_a_stopped_run_goes_on_to_the_same_weights(bert: str, tmp_path: Path):
+    chosen = settings(bert)
     train(squares(), tmp_path / "whole", steps=6, settings=chosen)
     steps = training_steps(TrainingRequest(squares(), tmp_path / "stopped", steps=6, settings=chosen))
     for _ in range(3):
@@ -102,12 +97,12 @@ def test_a_stopped_run_goes_on_to_the_same_weights(language_model: Path, tmp_pat
         assert torch.equal(value, stopped.denoiser.state_dict()[name]), name
 
 
-def test_another_language_model_is_another_run(language_model: Path, tmp_path: Path):
-    train(squares(), tmp_path / "run", steps=1, settings=settings(language_model))
+def test_another_bert_is_another_run(bert: str, tmp_path: Path):
+    train(squares(), tmp_path / "run", steps=1, settings=settings(bert))
     other = save_bert(tmp_path / "other", seed=1)
     with pytest.raises(InputError, match="another run"):
         train(squares(), tmp_path / "run", steps=2, settings=settings(other))
-    changed = save_bert(language_model.parent / "changed")
+    changed = save_bert(tmp_path / "changed")
     chosen = settings(changed)
     train(squares(), tmp_path / "again", steps=1, settings=chosen)
     save_bert(changed, seed=2)  # the same folder, other weights
@@ -140,7 +135,7 @@ def test_a_prompt_to_a_model_of_labels_is_refused(digits_run: Path, sfumato: Com
     assert "trained with labels" in result.sentence and not (inside / "a.png").exists()
 
 
-def test_a_model_whose_language_model_is_gone_says_so(run: Path, tmp_path: Path):
+def test_a_model_whose_bert_is_gone_says_so(run: Path, tmp_path: Path):
     generator = Generator.from_pretrained(run, "cpu")
     for text, sentence in ((str(tmp_path / "gone"), "no language model"), ("minilm", "width 384")):
         changed = Generator(generator.denoiser, (), generator.config.with_settings({"text": text}))
@@ -151,9 +146,9 @@ def test_a_model_whose_language_model_is_gone_says_so(run: Path, tmp_path: Path)
 # -- the command line --------------------------------------------------------------------------------------------------
 
 
-def test_commands(sfumato: Command, inside: Path, language_model: Path):
+def test_commands(sfumato: Command, inside: Path, bert: str):
     write_captioned(inside / "captioned")
-    words = [f"--set={key}={value}" for key, value in settings(language_model).items()]
+    words = [f"--set={key}={value}" for key, value in settings(bert).items()]
     result = sfumato("train", "--data", "captioned", "--out", "run", "--steps", 2, *words)
     assert result.status == 0 and "--prompt 'a " in result.out, result
     assert sfumato("sample", "run", "--prompt", "red", "--prompt", "a blue square", "-n", 3, "-o", "a.png").status == 0

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from sfumato.data import ImageSet
-from sfumato.ladder import Ladder
+from sfumato.ladder import Ladder, Level
 from sfumato.samplers import SAMPLERS
 
 TINY = {
@@ -29,6 +29,14 @@ def inside(ladder: Ladder, stage: int, share: float) -> float:
     """A noise level of a stage: 0 is its end, 1 its jump (to the bit: the sum may round to just above it)."""
     end, jump = ladder.ends[stage], ladder.jumps[stage]
     return min(end + share * (jump - end), jump)
+
+
+def some_rungs(ladder: Ladder) -> list[Level]:
+    """Levels all the way down a ladder, clean image first; both sides of every boundary among them."""
+    rungs = []
+    for stage in reversed(range(ladder.stages)):
+        rungs += [Level(stage, inside(ladder, stage, share)) for share in (0.0, 0.03, 0.4, 0.7, 1.0)]
+    return rungs
 
 
 def pool_matrix(height: int, width: int) -> np.ndarray:
