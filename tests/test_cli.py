@@ -78,8 +78,7 @@ def test_help_lists_the_registries(sfumato: Command, monkeypatch: pytest.MonkeyP
         ("evaluate",): [*SAMPLERS, *SOURCES, *FEATURES],
         ("data", "check"): [*SOURCES],
     }.items():
-        result = sfumato(*verb, "--help")
-        assert result.status == 0
+        result = sfumato(*verb, "--help").done()
         assert all(name in result.out for name in names)
         assert not re.search(r"\{[a-z]", result.out)  # no placeholder was left
 
@@ -89,8 +88,7 @@ def test_help_lists_the_registries(sfumato: Command, monkeypatch: pytest.MonkeyP
 
 def test_train_says_what_comes_next(sfumato: Command, inside: Path) -> None:
     command = ("train", "--data", "digits", "--set", "batch=8", "--out", "a run")
-    first = sfumato(*command, "--steps", "2")
-    assert first.status == 0
+    first = sfumato(*command, "--steps", "2").done()
     assert first.out.startswith("trained a run: 2 steps")
     assert first.err == "sfumato: training a run for 2 steps\n"
     follow = first.out.splitlines()[-1].removeprefix("next: sfumato ")
@@ -111,8 +109,7 @@ def test_train_says_what_comes_next(sfumato: Command, inside: Path) -> None:
 def test_settings_and_size_arrive(sfumato: Command, inside: Path) -> None:
     write_images(inside / "data", ("a", "b"), 4, side=20)
     options = "--steps 1 --size 24x16 --fit pad --preset tiny --set batch=4 --set learning_rate=1e-4 --seed 5"
-    made = sfumato("train", "--data", "data", "--out", "run", *options.split())
-    assert made.status == 0, made.err
+    sfumato("train", "--data", "data", "--out", "run", *options.split()).done()
     described = json.loads((inside / "run" / "config.json").read_text())
     assert described["size"] == [16, 24]  # (H, W)
     assert described["classes"] == ["a", "b"]
@@ -141,8 +138,7 @@ def test_an_interrupted_training_goes_on(sfumato: Command, inside: Path) -> None
     step = int(last.removeprefix("sfumato: stopped after step ").split(":")[0])
     assert sfumato("sample", "run", "-n", "2").status == 0  # what it has learned so far can be used
     # Where it goes on is at most one step from where it said (the signal may come between a step and its report).
-    resumed = sfumato(*words[:-1], str(step + 3), "--json")
-    assert resumed.status == 0, resumed.err
+    resumed = sfumato(*words[:-1], str(step + 3), "--json").done()
     found = resumed.err.split("resumed after step ")[1].split("\n")[0]
     assert int(found.replace(",", "")) in (step, step + 1)
     assert json.loads(resumed.out)["step"] == step + 3
@@ -241,8 +237,7 @@ def test_sample_is_what_the_library_draws(sfumato: Command, inside: Path, digits
     from sfumato import Generator
     from sfumato.core.pictures import to_bytes
 
-    done = sfumato("sample", digits_run, "-n", "3", "--seed", "9", "--sampler", "ancestral", "-o", "out.npz")
-    assert done.status == 0
+    sfumato("sample", digits_run, "-n", "3", "--seed", "9", "--sampler", "ancestral", "-o", "out.npz").done()
     expected = to_bytes(Generator.from_pretrained(digits_run).sample(3, seed=9, sampler="ancestral"))
     with np.load("out.npz") as drawn:
         assert np.array_equal(drawn["images"], expected)
@@ -274,8 +269,7 @@ def test_data_check(sfumato: Command, inside: Path) -> None:
 
 def test_evaluate(sfumato: Command, inside: Path, digits_run: Path) -> None:
     command = ("evaluate", digits_run, "--data", "digits", "-n", "40", "--seed", "3")
-    told = sfumato(*command)
-    assert told.status == 0, told.err
+    told = sfumato(*command).done()
     assert "40 samples, seed 3, dpmpp-2m" in told.out and "model vs train" in told.out
     result = json.loads(sfumato(*command, "--json", "-o", "report").out)
     assert result["samples"] == 40 and result["seed"] == 3 and list(result["features"]) == ["classifier"]
@@ -290,9 +284,7 @@ def test_demo(sfumato: Command, inside: Path, monkeypatch: pytest.MonkeyPatch) -
     from sfumato import lecture
 
     monkeypatch.setattr(lecture, "PARTS", lecture.PARTS[:1])
-    drawn = sfumato("demo", "--minutes", "0.02", "--json")
-    assert drawn.status == 0, drawn.err
-    result = json.loads(drawn.out)
+    result = json.loads(sfumato("demo", "--minutes", "0.02", "--json").done().out)
     assert result["data"] == "clothes"
     with Image.open(inside / result["samples"]) as picture:
         assert picture.height == 10 * (84 + 2) + 2  # a row a class, 28 pixels enlarged three times

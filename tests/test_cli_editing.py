@@ -17,8 +17,7 @@ DRAW = ("-n", 3, "--steps", 4, "--seed", 1)
 @pytest.fixture
 def digit(inside: Path, digits_run: Path, sfumato: Command) -> Path:
     """A picture, a mask of its size with a hole, and the picture at half its size; in the current folder."""
-    done = sfumato("sample", digits_run, "--label", "3", "-n", 1, "-o", "digit/")
-    assert done.status == 0, done.err
+    sfumato("sample", digits_run, "--label", "3", "-n", 1, "-o", "digit/").done()
     path = Path("digit/00000-3.png")
     image = Image.open(path)
     hole = Image.new("L", image.size)
@@ -64,8 +63,7 @@ def test_inpainting(sfumato: Command, digits_run: Path, digit: Path):
     assert (done.status, done.out) == (0, said)
     given, painted = np.asarray(Image.open(digit)), arrays("new.npz")[..., 0]
     assert (painted[:, ~hole] == given[~hole]).all() and (painted[:, hole] != given[hole]).mean() > 0.5
-    once = sfumato("edit", digits_run, digit, "--mask", "mask.png", "--resample", 0, *DRAW, "-o", "once.npz")
-    assert once.status == 0
+    sfumato("edit", digits_run, digit, "--mask", "mask.png", "--resample", 0, *DRAW, "-o", "once.npz").done()
     assert (arrays("once.npz") != arrays("new.npz")).any()
 
 

@@ -182,6 +182,11 @@ def model(trained: tuple[Path, list[Any]]) -> DallE2:
     return recipes.load(trained[0], "cpu")
 
 
+def plain(name: str) -> Tensor:
+    """(3, H, W) of one colour."""
+    return torch.tensor(COLOURS[name])[:, None, None].expand(3, SIDE, SIDE) / 255
+
+
 def colours(pixels: Tensor) -> list[str]:
     """The nearest of the colour names, of the mean of each image (N, 3, H, W)."""
     wanted = torch.tensor(list(COLOURS.values())) / 255
@@ -212,7 +217,7 @@ def test_prompts_are_drawn(model: DallE2):
 
 
 def test_variations_interpolations_and_edits(model: DallE2, tmp_path: Path):
-    red, blue = (torch.tensor(COLOURS[name])[:, None, None].expand(3, SIDE, SIDE) / 255 for name in ("red", "blue"))
+    red, blue = plain("red"), plain("blue")
     varied = model.variations(red, 3)
     assert colours(varied) == ["red"] * 3 and not torch.equal(varied[0], varied[1])
     Image.new("RGB", (40, 30), COLOURS["blue"]).save(tmp_path / "blue.png")
@@ -230,7 +235,7 @@ def test_variations_interpolations_and_edits(model: DallE2, tmp_path: Path):
 def test_editing_goes_through_the_decoder(model: DallE2):
     from sfumato import editing
 
-    red = torch.tensor(COLOURS["red"])[:, None, None].expand(3, SIDE, SIDE) / 255
+    red = plain("red")
     mask = torch.zeros(1, SIDE, SIDE)
     mask[:, :, SIDE // 2 :] = 1
     drawn = editing.edit(model, red, 2, mask=mask, prompt="a blue square")  # type: ignore[arg-type]

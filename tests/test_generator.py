@@ -256,16 +256,10 @@ def test_oblong_and_coloured_models(tmp_path: Path, size: tuple[int, int], chann
 # -- one network a rung -----------------------------------------------------------------------------------------------------
 
 
-def test_a_network_for_each_rung_draws_without_being_told_how():
-    """No sampler and no steps given: both must be the model's own."""
+def test_a_network_for_each_rung_draws_without_being_told_how_and_refuses_what_it_cannot_do():
     rung = random_generator(sharing="rung", rungs="2,3", target="z_next")
-    assert rung.sample(2).shape == (2, 1, 8, 8)
-    stages = [r.stage for r in rung.trace(1)]
-    assert stages == [0, 0, 0, 1, 1, 1, 1]
-
-
-def test_a_network_for_each_rung_refuses_what_it_cannot_do():
-    rung = random_generator(sharing="rung", rungs="2,3", target="z_next")
+    assert rung.sample(2).shape == (2, 1, 8, 8)  # no sampler and no steps given: both are the model's own
+    assert [one.stage for one in rung.trace(1)] == [0, 0, 0, 1, 1, 1, 1]
     for sampler in ("euler", "ancestral", "mean", "dpmpp-2m"):
         assert rung.sample(1, sampler=sampler).shape == (1, 1, 8, 8)
     with pytest.raises(InputError, match="heun"):

@@ -66,12 +66,6 @@ def test_the_packaged_model_knows_what_is_alike():
 # -- the store ---------------------------------------------------------------------------------------------------------
 
 
-@pytest.fixture
-def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    monkeypatch.setenv("SFUMATO_CACHE", str(tmp_path / "cache"))
-    return tmp_path / "cache"
-
-
 def forbid(encoder: TextEncoder, monkeypatch: pytest.MonkeyPatch) -> None:
     def refuse(*_: object, **__: object) -> None:
         raise AssertionError("the language model was asked again")
@@ -79,7 +73,7 @@ def forbid(encoder: TextEncoder, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(encoder.model, "forward", refuse)
 
 
-def test_the_store_gives_what_the_model_gives(encoder: TextEncoder, cache: Path):
+def test_the_store_gives_what_the_model_gives(encoder: TextEncoder, own_cache: Path):
     store = LatentStore([*TEXTS, *TEXTS], encoder)
     assert len(store.rows) == len(TEXTS)
     asked = [TEXTS[2], TEXTS[0], TEXTS[2]]
@@ -89,7 +83,7 @@ def test_the_store_gives_what_the_model_gives(encoder: TextEncoder, cache: Path)
     torch.testing.assert_close(found.vector, direct.vector, atol=2e-3, rtol=2e-3)
 
 
-def test_latents_are_computed_once(encoder: TextEncoder, cache: Path, monkeypatch: pytest.MonkeyPatch):
+def test_latents_are_computed_once(encoder: TextEncoder, own_cache: Path, monkeypatch: pytest.MonkeyPatch):
     told: list[tuple[int, int]] = []
     first = LatentStore(TEXTS, encoder, lambda done, total: told.append((done, total)))[TEXTS]
     assert told[-1] == (3, 3)
@@ -99,14 +93,14 @@ def test_latents_are_computed_once(encoder: TextEncoder, cache: Path, monkeypatc
         LatentStore([*TEXTS, "sun"], encoder)
 
 
-def test_a_damaged_cache_is_made_anew(encoder: TextEncoder, cache: Path):
+def test_a_damaged_cache_is_made_anew(encoder: TextEncoder, own_cache: Path):
     first = LatentStore(TEXTS, encoder)[TEXTS]
-    (file,) = cache.glob("texts-*.safetensors")
+    (file,) = own_cache.glob("texts-*.safetensors")
     file.write_bytes(file.read_bytes()[: file.stat().st_size // 2])
     assert torch.equal(LatentStore(TEXTS, encoder)[TEXTS].tokens, first.tokens)
 
 
-def test_another_model_has_a_cache_of_its_own(tmp_path: Path, cache: Path):
+def test_another_model_has_a_cache_of_its_own(tmp_path: Path, own_cache: Path):
     first, second = (find_encoder(str(save_bert(tmp_path / name, seed))) for name, seed in (("a", 0), ("b", 1)))
     assert first.fingerprint != second.fingerprint
     assert not torch.equal(LatentStore(TEXTS, first)[TEXTS].vector, LatentStore(TEXTS, second)[TEXTS].vector)

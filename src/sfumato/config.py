@@ -180,13 +180,11 @@ def _network_options(network: str) -> dict[str, Any]:
 def described_settings() -> dict[str, dict[str, str]]:
     """What each setting means, in one line, from the docstrings: those of a Config, then those of each network."""
     own = {name: text for name, text in described(Config, "Attributes").items() if name != "options"}
-    options = {
-        f"Settings with network={name}": {
-            key: text for key, text in described(NETWORKS[name]).items() if key in _network_options(name)
-        }
-        for name in NETWORKS
-    }
-    return {"Settings (--set KEY=VALUE)": own, **options}
+    explained = {"Settings (--set KEY=VALUE)": own}
+    for name, network in NETWORKS.items():
+        options = {key: text for key, text in described(network).items() if key in _network_options(name)}
+        explained[f"Settings with network={name}"] = options
+    return explained
 
 
 def _parse(key: str, text: str, kind: Any, default: Any) -> Any:

@@ -45,10 +45,11 @@ def film(generator: Chain, n: int = 1, label: Labels = None, image: Tensor | Non
     down = _decay(generator.ladder, clean, [Level(rung.stage, rung.sigma) for rung in up], how.get("seed", 0))
     rows: list[tuple[str, list[Tensor]]] = []
     for i in range(n):
-        rows.append(("up, left to right: denoise and enlarge", [_tile(r.z[i], r.sigma) for r in up]))
-        rows.append(
-            ("down, right to left: add noise and shrink", [_tile(z[i], r.sigma) for z, r in zip(down, up, strict=True)])
-        )
+        for caption, states in (
+            ("up, left to right: denoise and enlarge", [rung.z for rung in up]),
+            ("down, right to left: add noise and shrink", down),
+        ):
+            rows.append((caption, [_tile(z[i], rung.sigma) for z, rung in zip(states, up, strict=True)]))
     return _draw(rows, up)
 
 

@@ -115,12 +115,8 @@ class Generator:
             kinds = Kinds(**description.get("kinds", {"classes": len(description["classes"])}))
             if kinds.classes != len(description["classes"]):
                 raise ValueError(f"{kinds.classes} classes, but {len(description['classes'])} names for them")
-            denoiser = config.denoiser(
-                ladder,
-                kinds,
-                smooth_rms=description["smooth_rms"],
-                sharp_rms=description["sharp_rms"],
-            )
+            rms = {name: description[name] for name in ("smooth_rms", "sharp_rms")}
+            denoiser = config.denoiser(ladder, kinds, **rms)
             denoiser.load_state_dict(tensors)
         except InputError as error:
             raise InputError(f"{name} cannot be used: {error}") from None
@@ -152,9 +148,7 @@ class Generator:
         """
         tensors: dict[str, Tensor] = self.denoiser.state_dict()
         if half:
-            tensors = {
-                name: tensor.half() if tensor.is_floating_point() else tensor for name, tensor in tensors.items()
-            }
+            tensors |= {name: tensor.half() for name, tensor in tensors.items() if tensor.is_floating_point()}
         checkpoint.write(Path(path), tensors, self.description())
 
     # -- what the model can do --------------------------------------------------------------------------------------

@@ -122,10 +122,8 @@ class Ladder:
             raise InputError(f"jumps {jumps} do not fit {self.stages} stages: one a stage, each over half of the next")
         plain = tuple(float(p) for p in self.plain) or self.ends
         object.__setattr__(self, "plain", plain)
-        inside = len(plain) == len(jumps) and all(
-            e <= p < j for e, p, j in zip(self.ends[1:], plain[1:], jumps[1:], strict=True)
-        )
-        if not inside:
+        between = zip(self.ends[1:], plain[1:], jumps[1:], strict=False)
+        if len(plain) != len(jumps) or not all(end <= level < jump for end, level, jump in between):
             raise InputError(f"plain levels {plain} do not lie between the ends {self.ends} and the jumps {jumps}")
 
     # -- where things are -------------------------------------------------------------------------------------------
@@ -213,9 +211,8 @@ class Ladder:
     def _add_noise(self, z: Tensor, stage: int, low: float, high: float, generator: torch.Generator | None) -> Tensor:
         if high == low:
             return z
-        return self.add_noise(
-            z, stage, low, high, torch.randn(z.shape, generator=generator, dtype=z.dtype).to(z.device)
-        )
+        noise = torch.randn(z.shape, generator=generator, dtype=z.dtype).to(z.device)
+        return self.add_noise(z, stage, low, high, noise)
 
     def add_noise(self, z: Tensor, stage: int, low: float, high: float, noise: Tensor) -> Tensor:
         """``down`` within a stage, with the standard normal noise that is given, of the shape of z."""

@@ -177,9 +177,8 @@ def dpmpp_2m(denoise: Denoise, ladder: Ladder, noise: Noise, steps: Sequence[int
 
     def stage_steps(z: Tensor, stage: int, levels: list[float]) -> Iterator[Rung]:
         x_hat = before = z
-        spans = [0.0] + [
-            float(torch.log(torch.tensor(hi / lo))) if lo else 0.0 for hi, lo in itertools.pairwise(levels)
-        ]
+        ratios = (high / low if low else 1.0 for high, low in itertools.pairwise(levels))
+        spans = [0.0, *(float(torch.log(torch.tensor(ratio))) for ratio in ratios)]
         for i, (high, low) in enumerate(itertools.pairwise(levels)):
             x_hat = denoise(z, high, stage)
             yield Rung(stage, high, z, x_hat)

@@ -13,6 +13,11 @@ class Result(NamedTuple):
     out: str
     err: str
 
+    def done(self) -> Result:
+        """Itself: exit status 0."""
+        assert self.status == 0, self
+        return self
+
     @property
     def sentence(self) -> str:
         """The error: exit status 2, nothing on standard output, and one line without a traceback."""

@@ -48,9 +48,8 @@ class TrainVerb(Verb):
             table.add_column(style="bold cyan", no_wrap=True)
             for name, meaning in settings.items():
                 table.add_row(name, meaning)
-            Console(highlight=False, markup=False).print(
-                Panel(table, title=title, title_align="left", border_style="dim")
-            )
+            panel = Panel(table, title=title, title_align="left", border_style="dim")
+            Console(highlight=False, markup=False).print(panel)
 
 
 _REGISTRIES = {
@@ -83,10 +82,9 @@ def say(text: str) -> None:
 
 def show(lines: Sequence[str], result: Mapping[str, Any], as_json: bool) -> None:
     """The result on standard output: lines for people, or one JSON object."""
+    text = json.dumps(finite(dict(result)), default=str, allow_nan=False) if as_json else "\n".join(lines)
     try:
-        print(
-            json.dumps(finite(dict(result)), default=str, allow_nan=False) if as_json else "\n".join(lines), flush=True
-        )
+        print(text, flush=True)
     except BrokenPipeError:  # as in `sfumato ... | head`: whoever read has seen enough, and the work is done
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 

@@ -44,18 +44,16 @@ _MODEL = "a run folder, a model.safetensors, or hf:owner/name."
 _CLASSIFIER = "a trained folder, effnet-lite0, timm:NAME, hf:NAME or py:package.module:factory."
 
 ModelArgument = Annotated[str, argument("MODEL", f"Trained diffusion model: {_MODEL}")]
-PackagedModelArgument = Annotated[
-    str | None, argument("MODEL", f"Trained diffusion model: {_MODEL} Default: the packaged one, which draws emoji.")
-]
+_PACKAGED = f"Trained diffusion model: {_MODEL} Default: the packaged one, which draws emoji."
+PackagedModelArgument = Annotated[str | None, argument("MODEL", _PACKAGED)]
 ClassifierArgument = Annotated[str, argument("CLF", f"Image classifier: {_CLASSIFIER}")]
 SomeClassifierArgument = Annotated[str | None, argument("CLF", f"Image classifier: {_CLASSIFIER}")]
 DataOption = Annotated[str, option("--data", metavar="SRC", help=f"Data set: {_SOURCES}")]
 SomeDataOption = Annotated[str | None, option("--data", metavar="SRC", help=f"Labelled data set: {_SOURCES}")]
 DeviceOption = Annotated[str, option("--device", help="Where to compute: auto, cpu, cuda or cuda:1.")]
 SeedOption = Annotated[int, option("--seed", help="Random seed: same seed, same device, same result.")]
-JsonOption = Annotated[
-    bool, option("--json", help="Print one JSON object on standard output, all else on standard error.")
-]
+_JSON = "Print one JSON object on standard output, all else on standard error."
+JsonOption = Annotated[bool, option("--json", help=_JSON)]
 SizeOption = Annotated[
     str | None,
     option("--size", help="Image size: a side in pixels, or WIDTHxHEIGHT; even. Default: what suits the data."),

@@ -51,9 +51,8 @@ class TrainingDisplay:
         from rich.progress import Progress as Bar
         from rich.table import Column
 
-        whole = Column(
-            no_wrap=True, overflow="ellipsis", ratio=1
-        )  # a narrow terminal loses the end of the line, not its shape
+        # A narrow terminal loses the end of the line, not its shape.
+        whole = Column(no_wrap=True, overflow="ellipsis", ratio=1)
         text = TextColumn("{task.description}", table_column=whole)
         columns = TextColumn("{task.percentage:>3.0f}%"), BarColumn(bar_width=12), text
         self.bar = Bar(*columns, console=self.console, disable=not self.console.is_terminal, expand=True)

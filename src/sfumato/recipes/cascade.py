@@ -180,6 +180,4 @@ class CascadeFile(RecipeFile):
         return "" if was == now else f"a cascade from {was}, now {now}"
 
 
-@LOADERS.add(NAME)
-def load_cascade(path: Path, device: str) -> Cascade:
-    return Cascade.from_pretrained(path, device)
+LOADERS.add(NAME)(Cascade.from_pretrained)

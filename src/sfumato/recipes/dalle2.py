@@ -255,6 +255,4 @@ class DallE2File(RecipeFile):
         return "" if found == self else f"text={found.text!r}, embedding={found.embedding!r}"
 
 
-@LOADERS.add(NAME)
-def load_dalle2(path: Path, device: str) -> DallE2:
-    return DallE2.from_pretrained(path, device)
+LOADERS.add(NAME)(DallE2.from_pretrained)

@@ -102,9 +102,8 @@ def _parts(
     """Each model's name, the share of the budget that is used up when it is trained, and its training."""
     out, device, seed = Path(request.out), request.device, request.seed
     if not stored.embedding and not (out / "prior" / STATE).exists():
-        steps = contrastive_steps(
-            dataset, out / "embedding", budgets["embedding"], text=stored.text, device=device, seed=seed
-        )
+        part = out / "embedding", budgets["embedding"]
+        steps = contrastive_steps(dataset, *part, text=stored.text, device=device, seed=seed)
         yield "embedding", SHARES["embedding"], steps
     embedding = find_image_text(stored.embedding or out / "embedding", device)
     table, digest = embed_all(embedding, dataset, find_device(device))

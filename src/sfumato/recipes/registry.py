@@ -47,7 +47,7 @@ Train = Callable[[TrainingRequest], Iterator[Progress]]
 class Load(Protocol):
     """How a recipe's run folder is loaded: InputError where it is unfinished or damaged."""
 
-    def __call__(self, path: Path, device: str) -> Any: ...
+    def __call__(self, path: Path, device: str, /) -> Any: ...
 
 
 RECIPES: Registry[Train] = Registry("recipe")
