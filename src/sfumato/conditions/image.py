@@ -36,7 +36,7 @@ class ConvEncoder(nn.Module):
 
     def __init__(self, channels: int) -> None:
         super().__init__()
-        first = nn.Conv2d(channels, CHANNELS[0], 4, stride=2, padding=1, bias=False)
+        first = _Halving(channels, CHANNELS[0], 4, padding=1, bias=False)
         layers: list[nn.Module] = [first, nn.BatchNorm2d(CHANNELS[0]), nn.ReLU()]
         for before, here in pairwise(CHANNELS):
             layers += [_Halving(before, here, 3, padding=1, bias=False), nn.BatchNorm2d(here), _Block(here)]
@@ -52,11 +52,16 @@ class ConvEncoder(nn.Module):
 
 
 class _Halving(nn.Conv2d):
-    """A convolution of stride 2; of stride 1 along a side of one pixel, where torch's bf16 gradients of stride 2 are wrong."""
+    """A convolution of stride 2.
+
+    Where it leaves a single row or column it is computed with stride 1, and every other pixel is taken: on some
+    processors torch's bf16 convolution of stride 2 reads beyond the image there, or has a wrong gradient.
+    """
 
     def forward(self, input: Tensor) -> Tensor:
-        stride = [1 if side == 1 else 2 for side in input.shape[2:]]
-        return F.conv2d(input, self.weight, None, stride, self.padding)
+        room = [side + 2 - size for side, size in zip(input.shape[2:], self.kernel_size, strict=True)]
+        rows, columns = (1 if pixels < 2 else 2 for pixels in room)
+        return F.conv2d(input, self.weight, None, (rows, columns), padding=1)[:, :, :: 2 // rows, :: 2 // columns]
 
 
 class _Block(nn.Module):
