@@ -134,10 +134,8 @@ def test_z_next_regresses_the_less_noisy_state():
             denoiser = Fixed(
                 ladder, lambda z, s, k, c=scale: c * images.denoise(z.double(), float(s[0]), k).to(z), rungs=(3, 3)
             )
-            losses.append([
-                float(stage_loss(denoiser, config, x, Condition(), stage, torch.Generator().manual_seed(seed)))
-                for seed in range(5)
-            ])  # fmt: skip
+            streams = [torch.Generator().manual_seed(seed) for seed in range(5)]
+            losses.append([float(stage_loss(denoiser, config, x, Condition(), stage, one)) for one in streams])
             assert all(bool((sigma == sigma[0]).all()) for _, sigma, _ in denoiser.asked)  # a rung for the whole batch
             assert {round(float(s[0]), 4) for _, s, _ in denoiser.asked} <= {
                 round(s, 4) for s in denoiser.rungs[stage][:-1]

@@ -34,7 +34,7 @@ class Average(Generic[Network]):
     def update(self, number: int) -> None:
         """Take in the weights after update ``number``."""
         averages, weights = zip(*self._pairs, strict=True)
-        torch._foreach_lerp_(list(averages), list(weights), self.share(number))  # pyright: ignore[reportPrivateImportUsage]
+        torch._foreach_lerp_(list(averages), list(weights), self.share(number))  # pyright: ignore[reportPrivateImportUsage, reportPrivateUsage]
 
     def tensors(self) -> dict[str, Tensor]:
         """The averages, ``average.NAME``."""

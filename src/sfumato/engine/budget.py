@@ -39,7 +39,7 @@ class Budget:
 
     def __str__(self) -> str:
         """``15 minutes``, ``1,000 steps``, ``3 minutes or 60 epochs``."""
-        texts = []
+        texts: list[str] = []
         for name, limit in self.limits.items():
             number = f"{limit:,}" if name in ("images", "steps") else f"{limit:g}"
             texts.append(f"{number} {name if limit != 1 else name.removesuffix('s')}")

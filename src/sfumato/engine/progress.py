@@ -19,6 +19,8 @@ class Progress:
     fraction: float  # of the budget, 0 to 1
     skipped: int  # steps without a finite loss
     learning_rate: float
-    metrics: dict[str, float] = field(default_factory=dict)  # what else the objective measures, such as accuracy
+    metrics: dict[str, float] = field(
+        default_factory=dict[str, float]
+    )  # what else the objective measures, such as accuracy
     remark: str = ""  # what happened in this step, if anything did
     part: str = ""  # what is being trained, where a recipe trains several models

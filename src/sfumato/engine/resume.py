@@ -6,7 +6,7 @@ import json
 import os
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 from torch import Tensor
 
@@ -15,6 +15,7 @@ from sfumato.core.errors import InputError
 from sfumato.engine.trainer import Trainer
 
 SHOWN = 4  # differences named
+Document = dict[str, Any]
 LONGEST = 60  # letters of each value
 STATE = Path("train_state") / "state.safetensors"
 
@@ -64,11 +65,13 @@ def check_writable(out: Path) -> None:
 
 def _differences(stored: Mapping[str, Any], asked: Mapping[str, Any], prefix: str = "") -> list[str]:
     """Sentences such as ``batch was 128, now 64``."""
-    found = []
+    found: list[str] = []
     for key in {**stored, **asked}:
         was, now = stored.get(key), asked.get(key)
         if isinstance(was, dict) and isinstance(now, dict):
-            found += _differences(was, now, f"{prefix}{key}." if key != "config" else "")
+            found += _differences(
+                cast(Document, was), cast(Document, now), f"{prefix}{key}." if key != "config" else ""
+            )
         elif was != now:
             found.append(f"{prefix}{key} was {_short(was)}, now {_short(now)}")
     return found

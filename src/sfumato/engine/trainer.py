@@ -90,10 +90,10 @@ class Trainer:
         """The step's losses, and whether they and their gradient are finite; the gradient is clipped."""
         self.objective.network.train()
         losses: list[Tensor] = []
-        with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(moment.seed)
+        with torch.random.fork_rng(devices=[]):  # pyright: ignore[reportUnknownMemberType]
+            torch.manual_seed(moment.seed)  # pyright: ignore[reportUnknownMemberType]
             for loss in self.objective.losses(moment):
-                loss.backward()
+                loss.backward()  # pyright: ignore[reportUnknownMemberType]
                 losses.append(loss.detach())
         norm = torch.nn.utils.clip_grad_norm_(self.parameters.values(), self.objective.clip)
         values = tuple(float(loss) for loss in losses)
