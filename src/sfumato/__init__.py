@@ -1,4 +1,4 @@
-"""sfumato: one denoiser that makes images, step by step out of noise, and softens what fools a classifier.
+"""sfumato: multi-resolution diffusion models, and the robustness of classifiers, by one denoiser.
 
 >>> import sfumato                                                              # doctest: +SKIP
 >>> generator = sfumato.train("fashion-mnist", "runs/fashion", minutes=15)      # doctest: +SKIP
@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 from sfumato.core.version import __version__
 
 if TYPE_CHECKING:
-    from sfumato import attacks, classifiers, film
+    from sfumato import attacks, classifiers, defences, film
     from sfumato.classifiers import Classifier
     from sfumato.core.errors import InputError
     from sfumato.data import load
@@ -36,6 +36,7 @@ __all__ = [
     "__version__",
     "attacks",
     "classifiers",
+    "defences",
     "edit",
     "evaluate",
     "film",
@@ -45,7 +46,7 @@ __all__ = [
     "training_steps",
 ]
 
-_MODULES = ("attacks", "classifiers", "film")
+_MODULES = ("attacks", "classifiers", "defences", "film")
 _HOMES = {
     "Classifier": "classifiers",
     "Generator": "generator",

@@ -27,21 +27,21 @@ class Config:
 
     Attributes:
         stages: resolutions of the ladder; each further one halves the image.
-        jumps: noise level at which each stage is entered, coarse first; empty: by the size.
-        plain: noise level from which on each stage's state is plain image + noise, coarse first; empty: by the size.
+        jumps: noise level at which each resolution is entered, coarse first; empty: by the size.
+        plain: noise level at and below which a stage's state is the ordinary image + noise, coarse first; empty: by the size.
         network: architecture of the denoiser: unet or dit.
         options: of the network, see below.
         sharing: one network for all stages (shared), for each (stage), or for each rung (rung).
         rungs: noise levels in each stage, coarse first, for target z_next and sharing rung; empty: continuous levels.
-        target: what the network regresses: the clean image (x) or the lecture's next state (z_next).
+        target: what the network regresses: the clean image (x), or the mean of the next, less noisy state (z_next).
         weights: loss weighting over noise levels: velocity, edm, elbo, min-snr or uniform.
         levels: distribution of the noise levels in training, in flow time: uniform or logit-normal.
-        plain_share: share of the finest stage's training states that are plain image + noise, as defences need them.
+        plain_share: share of the finest stage's training states that are ordinary image + noise, as defences need them.
         text: frozen language model that encodes captions: minilm, a folder, or owner/name on the Hub.
         drop: probability of dropping the condition, for classifier-free guidance.
         flip: random mirroring of the images.
         batch: batch size, in images of the finest stage.
-        mix: images of each stage for one of the finest, coarse first; empty: as many of each.
+        mix: training images of each stage for one of the finest, coarse first; empty: as many of each.
         optimizer: muon or adamw.
         learning_rate: peak learning rate.
         warmup: share of the budget in which the learning rate rises.

@@ -72,7 +72,7 @@ def _as_level(sigma: Tensor | float) -> Tensor:
 
 
 class Level(NamedTuple):
-    """A rung of the ladder: the stage and the noise level within it."""
+    """A stage, and a noise level within it."""
 
     stage: int
     sigma: float

@@ -1,7 +1,7 @@
 """From noise to an image: one function a sampler, all with the same signature.
 
 A sampler walks the noise levels of every stage from ``J_k`` down to ``end_k`` with the clean image ``x^`` that a
-denoiser predicts, and jumps up one resolution in between. It yields a Rung for each prediction; the last Rung is at
+denoiser predicts, and jumps up one resolution in between. It yields a Rung for each step; the last Rung is at
 sigma 0 and its ``x_hat`` is the picture.
 """
 
@@ -84,7 +84,7 @@ def share_steps(ladder: Ladder, total: int) -> tuple[int, ...]:
 
 
 def start(ladder: Ladder, noise: Noise) -> Tensor:
-    """``z_0 ~ N(0, I)``, in the units of the coarsest stage: (B, C, h, w) times ``J_0``."""
+    """The coarsest noise, ``N(0, J_0^2 I)``: (B, C, h, w)."""
     return ladder.jumps[0] * noise(ladder.shape(0))
 
 

@@ -1,4 +1,4 @@
-"""Projected gradient ascent: the one loop behind every attack, inner maximisation and probe that ascends.
+"""Projected gradient ascent: the loop behind PGD, adversarial training, SmoothAdv and the attacks on purifiers.
 
 x_{t+1} = P(x_t + step(g_t))        g_t: the gradient, at x_t, of what is to be raised
                                     P: the nearest point of ball and box (Madry et al. 2018, arXiv 1706.06083, 2.1)

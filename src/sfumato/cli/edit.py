@@ -29,7 +29,7 @@ def edit(
     Args:
         strength: SDEdit strength, 0 (the image itself) to 1 (pure noise). Default: 0.6; with a mask 1.
         mask: IMAGE: Inpainting mask: white is inpainted, black is kept.
-        resample: Inpainting: RePaint's resampling, so many times. Default: 2.
+        resample: Inpainting: further passes over the lower half of each stage (RePaint). Default: 2; 0: none.
     """
     if len(paths) > 2:
         raise InputError(f"{len(paths)} names were given: give IMAGE, or MODEL IMAGE")

@@ -30,11 +30,11 @@ def harden(
     *,
     common: options.Common,
 ) -> None:
-    """Adversarial training: train a classifier further, on adversarial examples of it. Re-run the command to resume.
+    """Train a classifier further, on adversarial examples of it, or on noisy images. Re-run the command to resume.
 
     Args:
-        method: Adversarial training: trades, pgd or fast (one step, with a guard); or for certify, with --eps its
-            --sigma: noise (augmentation) or denoised (by --generator).
+        method: Adversarial training: trades, pgd or fast (one step, with a guard). For certify, with its --sigma as
+            --eps: noise (Gaussian augmentation) or denoised (noisy images, denoised by --generator).
         norm: Norm of the perturbation: Linf or L2.
         generator: MODEL: Diffusion model whose samples are mixed in, those that CLF takes for their label; with
             method denoised its denoiser. Default: none.

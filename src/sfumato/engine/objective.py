@@ -90,7 +90,7 @@ class Objective(ABC):
         """Called once, at the end of the budget, after the last checkpoint."""
 
     def state(self) -> tuple[dict[str, Tensor], dict[str, Any]]:
-        """What a resumed training needs beside weights, moments and average: tensors and JSON values by name."""
+        """What a resumed training needs beside weights, average and the state of the optimisers: tensors and JSON values by name."""
         return {}, {}
 
     def restore(self, tensors: dict[str, Tensor], numbers: dict[str, Any]) -> None:

@@ -15,13 +15,19 @@ from sfumato.engine.progress import Progress
 BACK_OFF = 3  # steps in a row without a finite loss after which the learning rate is halved
 GIVE_UP = 30  # ... and after which training ends
 SMOOTHING = 0.95  # of the losses and metrics that are shown
-MOMENTS = ("step", "exp_avg", "exp_avg_sq", "momentum", "momentum_buffer")  # that optimisers keep for a parameter
+OPTIMIZER_STATE = (
+    "step",
+    "exp_avg",
+    "exp_avg_sq",
+    "momentum",
+    "momentum_buffer",
+)  # that optimisers keep for a parameter
 
 
 class Trainer:
     """The state that training changes, all of it in ``tensors()`` and ``numbers()``.
 
-    A step whose loss or gradient is not finite leaves weights, moments, average and buffers as they were. After three in
+    A step whose loss or gradient is not finite leaves weights, buffers, average and optimisers as they were. After three in
     a row the learning rate is halved.
     """
 
@@ -124,7 +130,7 @@ class Trainer:
         return {name: getattr(self, name) for name in self.COUNTERS} | shown | self.objective.state()[1]
 
     def tensors(self) -> dict[str, Tensor]:
-        """Weights, buffers, averages and moments by name, and what the objective keeps."""
+        """Weights, buffers, averages and the state of the optimisers by name, and what the objective keeps."""
         found = {f"weight.{name}": p.detach() for name, p in self.parameters.items()}
         found |= {f"buffer.{name}": buffer for name, buffer in self.buffers.items()}
         if self.objective.average is not None:
@@ -151,7 +157,7 @@ class Trainer:
             optimizer.state.clear()
             for group in optimizer.param_groups:
                 for parameter in group["params"]:
-                    stored = {key: tensors.get(f"{key}.{names[parameter]}") for key in MOMENTS}
+                    stored = {key: tensors.get(f"{key}.{names[parameter]}") for key in OPTIMIZER_STATE}
                     on_cpu = "step" if not group.get("fused") else ""  # where torch keeps the count of an AdamW
                     optimizer.state[parameter] |= {
                         key: _like(value, parameter, "cpu" if key == on_cpu else parameter.device)

@@ -65,7 +65,9 @@ class SmoothedClassifier:
 
 @dataclass(frozen=True)
 class Certificate:
-    """What is known of the smoothed classifier at one image; all of it holds with a probability of at least 1 - alpha.
+    """What is known of the smoothed classifier at one image.
+
+    Label, radius, p_lower and every verdict True hold together with a probability of at least 1 - alpha.
 
     Attributes:
         label: the predicted class, or ``ABSTAIN`` (-1).
