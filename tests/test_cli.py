@@ -57,6 +57,8 @@ def test_version(sfumato: Command) -> None:
     import sfumato as package
 
     assert sfumato("--version") == (0, f"sfumato {package.__version__}\n", "")
+    asked = subprocess.run([sys.executable, "-m", "sfumato", "--version"], capture_output=True, text=True, check=True)
+    assert asked.stdout == f"sfumato {package.__version__}\n"
 
 
 def test_help_lists_the_registries(sfumato: Command, monkeypatch: pytest.MonkeyPatch) -> None:
