@@ -101,7 +101,9 @@ class Trainer:
             for loss in self.objective.losses(moment):
                 loss.backward()  # pyright: ignore[reportUnknownMemberType]
                 losses.append(loss.detach())
-        norm = torch.nn.utils.clip_grad_norm_(self.parameters.values(), self.objective.clip)
+        norm = torch.nn.utils.get_total_norm([p.grad for p in self.parameters.values() if p.grad is not None])
+        if math.isfinite(self.objective.clip):
+            torch.nn.utils.clip_grads_with_norm_(self.parameters.values(), self.objective.clip, norm)
         values = tuple(float(loss) for loss in losses)
         return values, bool(torch.isfinite(norm)) and all(map(math.isfinite, values))
 

@@ -81,11 +81,8 @@ class FeatureObjective(Objective):
         super().__init__(model, [self.optimizer], batch)
 
     def learning_rate(self, moment: Moment) -> float:
-        """Cosines: in a fifth of the steps from a 25th up to the highest rate, then down to nearly nothing."""
-        top = 0.2 * (self.steps + 1) - 1
-        if moment.step <= top:
-            return anneal(_RATE / 25, _RATE, moment.step / top)
-        return anneal(_RATE, _RATE / 25e4, (moment.step - top) / (self.steps - top))
+        """From a 25th up to the highest rate, then down to nearly nothing."""
+        return self._cycle(moment.step, _RATE / 25, _RATE, _RATE / 25e4)
 
     def losses(self, moment: Moment) -> Iterator[Tensor]:
         self._set_momentum(moment.step)
@@ -98,11 +95,16 @@ class FeatureObjective(Objective):
         with torch.autocast(self.device.type, number, enabled=number is not None):
             yield F.cross_entropy(self.model(pixels).float(), labels)
 
+    def _cycle(self, step: int, start: float, middle: float, end: float) -> float:
+        """Cosines: from start to middle in a fifth of the steps, then to the end."""
+        top = 0.2 * (self.steps + 1) - 1
+        if step <= top:
+            return anneal(start, middle, step / top)
+        return anneal(middle, end, (step - top) / (self.steps - top))
+
     def _set_momentum(self, step: int) -> None:
         """It falls while the learning rate rises, and rises while that falls."""
-        top = 0.2 * (self.steps + 1) - 1
-        falls = step <= top
-        momentum = anneal(0.95, 0.85, step / top) if falls else anneal(0.85, 0.95, (step - top) / (self.steps - top))
+        momentum = self._cycle(step, 0.95, 0.85, 0.95)
         for group in self.optimizer.param_groups:
             group["betas"] = (momentum, group["betas"][1])
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import closing
 from dataclasses import dataclass, replace
@@ -57,7 +58,7 @@ LOADERS: Registry[Load] = Registry("recipe")
 
 
 @dataclass(frozen=True)
-class RecipeFile:
+class RecipeFile(ABC):
     """``config.json`` of a run folder: the recipe's name, the format, and the fields of the recipe's own record."""
 
     recipe: ClassVar[str]
@@ -67,13 +68,13 @@ class RecipeFile:
     """What a folder holds whose ``config.json`` is of something else."""
 
     @classmethod
+    @abstractmethod
     def of(cls, found: dict[str, Any]) -> Self:
         """From the fields as JSON has them; any error means that the file is damaged."""
-        raise NotImplementedError
 
+    @abstractmethod
     def differs(self, found: Self) -> str:
         """What ``found`` has otherwise, in words; "" where a run that stored it can go on as this one."""
-        raise NotImplementedError
 
     def write(self, folder: Path) -> None:
         make_folder(folder)
